@@ -1,0 +1,145 @@
+"""The whole catalogue as one immutable object, for the request path: no query per request.
+
+`load_catalogue` reads it with its version in one transaction; admission compares that version inside the
+database and answers "stale" when it is behind.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.db import transaction
+
+from gateway.catalogue.models import CatalogueVersion, Deployment, Model, Price
+from gateway.catalogue.pricing import Rates
+from gateway.upstreams.base import Target
+
+Owner = tuple[str, int | None, str]  # side, tenant or provider, currency ("" for a cost in any currency)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model with where it is served and what it costs."""
+
+    id: int
+    public_id: str
+    created: int
+    owned_by: str
+    context_window: int | None
+    max_output_tokens: int | None
+    reasoning_field: str
+    refuse_unpriced: bool
+    deployments: tuple[tuple[int, int, Target], ...]  # (priority, weight, target)
+    prices: Mapping[Owner, tuple[Rates, ...]] = field(default_factory=dict)  # newest first
+
+    def choose(self) -> Target | None:
+        """A deployment of the best priority, at random by weight; None if none is enabled."""
+        if not self.deployments:
+            return None
+        if len(self.deployments) == 1:
+            return self.deployments[0][2]
+        best = min(priority for priority, _, _ in self.deployments)
+        candidates = [(weight, target) for priority, weight, target in self.deployments if priority == best]
+        weights = [weight for weight, _ in candidates]
+        if not any(weights):
+            return candidates[0][1]
+        return random.choices([target for _, target in candidates], weights)[0]
+
+    def charge_rates(self, tenant_id: int, currency: str, now: datetime) -> Rates | None:
+        """The tenant's own price in its currency, else the list price in it; None: unpriced."""
+        return self._in_force(("charge", tenant_id, currency), now) or self._in_force(("charge", None, currency), now)
+
+    def cost_rates(self, provider_id: int, now: datetime) -> Rates | None:
+        """What the provider charges us: its own row, else the one for any provider. Any currency."""
+        return self._in_force(("cost", provider_id, ""), now) or self._in_force(("cost", None, ""), now)
+
+    def _in_force(self, owner: Owner, now: datetime) -> Rates | None:
+        for rates in self.prices.get(owner, ()):
+            if rates.effective_from <= now:
+                return rates
+        return None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    version: int
+    models: tuple[ModelFacts, ...]  # enabled ones, by public id
+    by_name: Mapping[str, ModelFacts]  # public ids and aliases
+
+
+def load_catalogue() -> Catalogue:
+    with transaction.atomic():
+        # The version first: rows that change after it make the next admission "stale", never the other way round.
+        version = CatalogueVersion.objects.values_list("version", flat=True).get()
+        targets: dict[int, list[tuple[int, int, Target]]] = defaultdict(list)
+        rows = Deployment.objects.filter(enabled=True, provider__enabled=True).select_related("provider", "model")
+        for deployment in rows.order_by("priority", "id"):
+            targets[deployment.model_id].append((deployment.priority, deployment.weight, _target(deployment)))
+        prices: dict[int, dict[Owner, list[Rates]]] = defaultdict(lambda: defaultdict(list))
+        for price in Price.objects.order_by("-effective_from", "-id"):
+            owner: Owner = (
+                ("charge", price.tenant_id, price.currency)
+                if price.side == Price.Side.CHARGE
+                else ("cost", price.provider_id, "")
+            )
+            prices[price.model_id][owner].append(rates_of(price))
+        models = tuple(
+            _facts(model, targets[model.pk], prices[model.pk])
+            for model in Model.objects.filter(enabled=True).order_by("public_id")
+        )
+        aliases = dict(Model.objects.filter(enabled=True).values_list("public_id", "aliases"))
+    by_name = {alias: facts for facts in models for alias in aliases[facts.public_id]}
+    by_name.update((facts.public_id, facts) for facts in models)  # a public id wins over another's alias
+    return Catalogue(version=version, models=models, by_name=by_name)
+
+
+def rates_of(price: Price) -> Rates:
+    """Fill the classes that are left empty: cached input and cache write as input, reasoning as output."""
+    return Rates(
+        price_id=price.pk,
+        currency=price.currency,
+        effective_from=price.effective_from,
+        input=price.input,
+        cached_input=price.input if price.cached_input is None else price.cached_input,
+        cache_write=price.input if price.cache_write is None else price.cache_write,
+        output=price.output,
+        reasoning=price.output if price.reasoning is None else price.reasoning,
+        request=price.request,
+        used=price.first_used_at is not None,
+    )
+
+
+def _target(deployment: Deployment) -> Target:
+    provider = deployment.provider
+    return Target(
+        deployment_id=deployment.pk,
+        provider_id=provider.pk,
+        protocol=provider.protocol,
+        base_url=provider.base_url,
+        credential=provider.credential,
+        upstream_model=deployment.upstream_model,
+        connect_timeout_s=provider.connect_timeout_s,
+        read_timeout_s=provider.read_timeout_s,
+        context_window=deployment.model.context_window,
+    )
+
+
+def _facts(
+    model: Model, targets: list[tuple[int, int, Target]], prices: Mapping[Owner, list[Rates]]
+) -> ModelFacts:
+    return ModelFacts(
+        id=model.pk,
+        public_id=model.public_id,
+        created=int(model.created_at.timestamp()),
+        owned_by=model.owned_by,
+        context_window=model.context_window,
+        max_output_tokens=model.max_output_tokens,
+        reasoning_field=model.reasoning_field,
+        refuse_unpriced=model.refuse_unpriced,
+        deployments=tuple(targets),
+        prices={owner: tuple(rows) for owner, rows in prices.items()},
+    )

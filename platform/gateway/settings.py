@@ -1,0 +1,170 @@
+"""Settings of the Django project, all from the environment. docs/operations.md lists every name.
+
+Without DATABASE_URL this is the embedded default: real PostgreSQL and Valkey as child processes under
+COUNTERFOIL_HOME, secrets generated there once. With DATABASE_URL it is production: secrets must be given.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import django_stubs_ext
+
+from gateway import __version__, environment
+from gateway.embedded import layout
+
+django_stubs_ext.monkeypatch()
+
+BASE_DIR = Path(__file__).resolve().parents[2]
+environment.load_dotenv(BASE_DIR / ".env")
+
+VERSION = __version__
+COUNTERFOIL_HOME = Path(environment.text("COUNTERFOIL_HOME", str(BASE_DIR / "var"))).resolve()
+EMBEDDED = not environment.text("DATABASE_URL")
+PRODUCTION = not EMBEDDED
+DEBUG = environment.flag("DEBUG", False)
+HOST = environment.text("HOST", "127.0.0.1")
+PORT = environment.integer("PORT", 8000, low=1, high=65535)
+
+# ---- secrets: generated once for the embedded default, required in production (checks E002) ----------------
+_generated = layout.secrets(COUNTERFOIL_HOME) if EMBEDDED else {}
+SECRET_KEY = environment.text("SECRET_KEY", _generated.get("SECRET_KEY", ""))
+KEY_PEPPER = environment.text("KEY_PEPPER", _generated.get("KEY_PEPPER", ""))
+ENCRYPTION_KEYS = environment.strings("ENCRYPTION_KEYS") or [
+    key for key in _generated.get("ENCRYPTION_KEYS", "").split(",") if key
+]
+MISSING_SECRETS = [
+    name
+    for name, value in [("SECRET_KEY", SECRET_KEY), ("KEY_PEPPER", KEY_PEPPER), ("ENCRYPTION_KEYS", ENCRYPTION_KEYS)]
+    if not value
+]
+# Django refuses to start without one; the check refuses to serve with this one.
+SECRET_KEY = SECRET_KEY or "missing-" + os.urandom(32).hex()
+
+# ---- the wire ---------------------------------------------------------------------------------------------
+API_PREFIX = "/" + environment.text("API_PREFIX", "/v1").strip("/")
+CORS_ORIGINS = environment.strings("CORS_ORIGINS")
+DEFAULT_MODEL = environment.text("DEFAULT_MODEL")
+MAX_TOKENS = environment.integer("MAX_TOKENS", 2048)  # cap when a request sets none; 0: none
+API_KEYS = environment.strings("API_KEYS")
+FORMAT_ERROR_STATUS = environment.integer("FORMAT_ERROR_STATUS", 400)
+MAX_BODY_BYTES = environment.integer("MAX_BODY_BYTES", 26_214_400, low=1024)  # OpenAI's own limit
+DRAIN_SECONDS = environment.integer("DRAIN_SECONDS", 20, low=0)
+UPSTREAM_ALLOW_PRIVATE = environment.flag("UPSTREAM_ALLOW_PRIVATE", False)
+UPSTREAM_ALLOW_LOOPBACK = environment.flag("UPSTREAM_ALLOW_LOOPBACK", EMBEDDED)
+
+# ---- Django -----------------------------------------------------------------------------------------------
+ALLOWED_HOSTS = environment.strings("ALLOWED_HOSTS") or (["*"] if EMBEDDED else [])
+CSRF_TRUSTED_ORIGINS = environment.strings("CSRF_TRUSTED_ORIGINS")
+ROOT_URLCONF = "gateway.urls"
+ASGI_APPLICATION = "gateway.asgi.application"
+APPEND_SLASH = False  # a redirect would turn a POST to /v1/x/ into a GET
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+INSTALLED_APPS = [
+    "gateway.console.apps.AdminConfig",
+    "unfold",
+    "unfold.contrib.filters",
+    "unfold.contrib.simple_history",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "simple_history",
+    "corsheaders",
+    "channels",
+    "rest_framework",
+    "rest_framework.authtoken",
+    "django_filters",
+    "drf_spectacular",
+    "ninja",
+    "gateway.apps.GatewayConfig",
+    "tenants",
+    "gateway.catalogue",
+    "gateway.ledger",
+    "gateway.billing",
+    "gateway.reports",
+    "gateway.console",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "simple_history.middleware.HistoryRequestMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# ---- stores -----------------------------------------------------------------------------------------------
+# DATABASE_URL is the application's role; MIGRATION_DATABASE_URL the owner's, which only `migrate` uses.
+if EMBEDDED:
+    DATABASES = layout.databases(COUNTERFOIL_HOME)
+    MIGRATION_DATABASE = layout.migration_database(COUNTERFOIL_HOME)
+else:
+    DATABASES = {"default": environment.database(environment.text("DATABASE_URL"), "DATABASE_URL")}
+    MIGRATION_DATABASE = environment.database(
+        environment.text("MIGRATION_DATABASE_URL", environment.text("DATABASE_URL")), "MIGRATION_DATABASE_URL"
+    )
+VALKEY_URL = environment.text("VALKEY_URL", layout.valkey_url(COUNTERFOIL_HOME))
+CHANNEL_LAYERS = {
+    "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [VALKEY_URL]}}
+}
+CELERY_BROKER_URL = VALKEY_URL.replace("unix://", "redis+socket://", 1)
+
+# ---- static files, sign-in, logs --------------------------------------------------------------------------
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+SERVESTATIC_USE_FINDERS = True
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ["MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator"]
+]
+LOGIN_URL = "admin:login"
+HTTPS = environment.flag("HTTPS", PRODUCTION)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = environment.integer("SECURE_HSTS_SECONDS", 31_536_000 if HTTPS else 0)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if environment.flag("BEHIND_PROXY", False) else None
+SECURE_REDIRECT_EXEMPT = [".*"]  # TLS is the proxy's work; never redirect an API call
+LOGGING_CONFIG = None  # gateway.logs.configure() is called by GatewayConfig.ready
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "rest_framework.authentication.TokenAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+CORS_ALLOWED_ORIGINS = [origin for origin in CORS_ORIGINS if origin != "*"]
+CORS_ALLOW_ALL_ORIGINS = "*" in CORS_ORIGINS
+CORS_URLS_REGEX = rf"^({API_PREFIX}/|/health$|/$)"
+CORS_EXPOSE_HEADERS = ["x-request-id", "openai-processing-ms", "openai-version", "retry-after", "retry-after-ms"]
