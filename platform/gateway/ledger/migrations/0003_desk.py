@@ -1,0 +1,12 @@
+"""The desk's one function: a batch of admissions and settlements in one round trip."""
+
+from pathlib import Path
+
+from django.db import migrations
+
+SQL = Path(__file__).with_suffix(".sql").read_text()
+
+
+class Migration(migrations.Migration):
+    dependencies = [("ledger", "0002_tables"), ("catalogue", "0002_versions")]
+    operations = [migrations.RunSQL(SQL)]
