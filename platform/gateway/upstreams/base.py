@@ -1,4 +1,4 @@
-"""What every provider protocol looks like from the pipeline. An adapter is one file that implements `Adapter`.
+"""What every provider protocol looks like from the pipeline. An adapter is one file with an `Adapter`.
 
 Requests and answers are in OpenAI's chat format on this side, whatever the provider speaks; an adapter
 translates. It raises `gateway.errors` (UpstreamError, UpstreamTimeout, RateLimited, InvalidRequest) with
@@ -62,7 +62,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole, non-streaming answer: JSON bytes for the client, and its usage (estimated if none was reported)."""
+    """A whole, non-streaming answer: JSON bytes for the client, and its usage (estimated if none came)."""
 
     body: bytes
     usage: Usage
