@@ -47,11 +47,9 @@ def amount(units: int, price: int) -> int:
 
 def rate(rates: Rates, units: dict[str, int]) -> tuple[int, list[Line]]:
     """The amount of one record on one side, and its class lines (classes with no units are left out)."""
-    lines = [
-        (name, count, rates.of(name), amount(count, rates.of(name)))
-        for name, count in [*((c, units.get(c, 0)) for c in CLASSES), ("request", units.get("request", 0))]
-        if count
-    ]
+    lines = [(n, units[n], rates.of(n), amount(units[n], rates.of(n))) for n in CLASSES if units.get(n)]
+    if rates.request and units.get("request"):
+        lines.append(("request", units["request"], rates.request, amount(units["request"], rates.request)))
     return sum(line[3] for line in lines), lines
 
 

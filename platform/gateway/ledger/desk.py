@@ -1,0 +1,142 @@
+"""The desk: the one writer of the books in a process, seen from asyncio (the only async seam of the ledger).
+
+`admit` returns when the hold is durable, `settle` when the record is. Both go through the writer thread's
+next batch (`ledger.writer`); a caller that is cancelled while it waits leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+from uuid import UUID
+
+from gateway.errors import Unavailable
+from gateway.ledger.items import Ending, Item, Order, check
+from gateway.ledger.writer import Outcome, Ticket, Writer
+from tenants.facts import Caller
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 4096  # admissions; beyond it 503 instead of memory
+ADMISSION_SECONDS = 10.0
+STOP_SECONDS = 8.0
+
+
+class Desk:
+    def __init__(self, writer: Writer | None = None) -> None:
+        self.writer = writer or Writer(self._deliver)
+        self._waiting = 0
+        self.writer.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.writer.is_alive() and not self.writer.down
+
+    async def admit(self, order: Order) -> str:
+        """ok (the hold is durable, the order knows when it started), stale, refused or suspended."""
+        row = await self._decide(order.admission())
+        if row[1] == "ok":
+            if row[2] is None:  # sent twice, and swept in between: too late to begin
+                raise Unavailable("The service is temporarily unavailable.", retry_after=1)
+            order.started_at, order.local_date = row[2], row[3]
+        return str(row[1])
+
+    async def check(self, caller: Caller, catalogue_version: int, request_id: UUID) -> str:
+        """As `admit`, without a hold."""
+        return str((await self._decide(check(caller, catalogue_version, request_id)))[1])
+
+    def settle(self, order: Order, ending: Ending) -> asyncio.Future[Any]:
+        """Book the end of an admitted request. It is written whether or not anybody awaits the future."""
+        return self._give(order.settlement(ending))
+
+    async def _decide(self, item: Item) -> list[Any]:
+        if self._waiting >= MAX_WAITING:
+            raise Unavailable("The service is temporarily overloaded. Please try again.", retry_after=1)
+        if self.writer.down or not self.writer.is_alive():
+            raise Unavailable("The service is temporarily unavailable.", retry_after=2)
+        self._waiting += 1
+        try:
+            # A timer by hand: asyncio.timeout() costs three times as much on this path.
+            future = self._give(item)
+            timer = future.get_loop().call_later(ADMISSION_SECONDS, _too_late, future)
+            try:
+                row: list[Any] = await future
+            finally:
+                timer.cancel()
+            return row
+        finally:
+            self._waiting -= 1
+
+    def _give(self, item: Item) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self.writer.queue.put(Ticket(item, loop, future))
+        return future
+
+    def _deliver(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
+        """In the writer's thread: one wake-up of each event loop for the whole batch."""
+        loops = {ticket.loop for ticket, _ in outcomes}
+        for loop in loops:
+            mine = outcomes if len(loops) == 1 else [o for o in outcomes if o[0].loop is loop]
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._resolve, mine)
+            except RuntimeError:  # the loop has ended: nobody waits any more
+                self._release([ticket for ticket, outcome in mine if isinstance(outcome, list)])
+
+    def _resolve(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
+        left: list[Ticket] = []
+        for ticket, outcome in outcomes:
+            if ticket.future.done():  # its caller went away while it was queued
+                left.append(ticket)
+            elif isinstance(outcome, list):
+                ticket.future.set_result(outcome)
+            else:
+                ticket.future.set_exception(outcome)
+                if ticket.must_be_kept:
+                    ticket.future.exception()  # nobody may be waiting for a settlement; do not warn of it
+        if left:
+            self._release(left)
+
+    def _release(self, tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.item["op"] == "a":
+                self.writer.queue.put(Ticket({**ticket.item, "op": "r"}))
+
+    def stop(self, seconds: float = STOP_SECONDS) -> int:
+        """Write what is left; returns how many items could not be written (their holds stay for the sweeper)."""
+        self.writer.stop(seconds)
+        self.writer.join(seconds + 2)
+        return self.writer.unwritten
+
+
+def _too_late(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(Unavailable("The service is temporarily overloaded. Please try again.", retry_after=2))
+
+
+_current: Desk | None = None
+_lock = threading.Lock()
+
+
+def start() -> Desk:
+    """The process's desk, started on first use."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = Desk()
+        return _current
+
+
+def current() -> Desk:
+    return _current or start()
+
+
+def stop(seconds: float = STOP_SECONDS) -> int:
+    """Flush and end the process's desk, if there is one."""
+    global _current
+    with _lock:
+        desk, _current = _current, None
+    return desk.stop(seconds) if desk is not None else 0

@@ -1,0 +1,135 @@
+"""What the desk is asked to do, as plain dicts for its SQL (`ledger_item` in migrations/0003_desk.sql). Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from gateway.catalogue.pricing import Rates, hold, rate
+from gateway.upstreams.base import Usage
+from tenants.facts import Caller
+
+Item = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Order:
+    """One request as it is admitted: whose, for what, at which prices. Settlement uses exactly these."""
+
+    request_id: UUID
+    caller: Caller
+    catalogue_version: int
+    endpoint: str
+    stream: bool
+    model: str  # public id
+    catalogue_model_id: int
+    deployment_id: int
+    provider_id: int
+    input_tokens: int  # estimates, held
+    output_tokens: int
+    charge_rates: Rates | None
+    cost_rates: Rates | None
+    client_request_id: str = ""
+    end_user: str = ""
+    started_at: str | None = None  # the database's clock at admission, as it told us
+    local_date: str | None = None
+    _facts: Item = field(default_factory=dict)
+
+    def admission(self) -> Item:
+        caller, charge, cost = self.caller, self.charge_rates, self.cost_rates
+        self._facts = {
+            "request_id": self.request_id,
+            "tenant_id": caller.tenant_id,
+            "key_id": caller.key_id,
+            "charge_currency": caller.currency,
+            "cost_currency": cost.currency if cost else "",
+            "model": self.model,
+            "catalogue_model_id": self.catalogue_model_id,
+            "deployment_id": self.deployment_id,
+            "provider_id": self.provider_id,
+            "endpoint": self.endpoint,
+            "stream": self.stream,
+            "charge_price_id": charge.price_id if charge else None,
+            "cost_price_id": cost.price_id if cost else None,
+        }
+        item = {
+            **check(caller, self.catalogue_version, self.request_id),
+            **self._facts,
+            "op": "a",
+            "timezone": caller.timezone,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "amount": hold(charge, self.input_tokens, self.output_tokens) if charge else 0,
+        }
+        fresh = [rates.price_id for rates in (charge, cost) if rates is not None and not rates.used]
+        if fresh:
+            item["first_use"] = fresh
+        return item
+
+    def settlement(self, ending: Ending) -> Item:
+        usage = ending.usage
+        units = {
+            "input": usage.input_tokens,
+            "cached_input": usage.cached_input_tokens,
+            "cache_write": usage.cache_write_tokens,
+            "output": usage.output_tokens,
+            "reasoning": usage.reasoning_tokens,
+            "request": 0 if ending.status == "failed" else 1,
+        }
+        lines: list[list[str | int]] = []
+        amounts: dict[str, int | None] = {"charge": None, "cost": None}
+        if ending.status == "failed":
+            amounts = {"charge": 0, "cost": 0}
+        else:
+            for side, rates in (("charge", self.charge_rates), ("cost", self.cost_rates)):
+                if rates is not None:
+                    amounts[side], rows = rate(rates, units)
+                    lines += [[side, name, count, str(price), str(amount)] for name, count, price, amount in rows]
+        return {
+            **self._facts,
+            **amounts,
+            "op": "s",
+            "started_at": self.started_at,
+            "local_date": self.local_date,
+            "status": ending.status,
+            "estimated": usage.estimated,
+            "http_status": ending.http_status,
+            "error_code": ending.error_code,
+            "first_byte_ms": ending.first_byte_ms,
+            "input_tokens": usage.input_tokens,
+            "cached_input_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+            "output_tokens": usage.output_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "lines": lines,
+            "client_request_id": self.client_request_id,
+            "end_user": self.end_user,
+        }
+
+    def release(self) -> Item:
+        return {**self._facts, "op": "r"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ended (accounting.md 6)."""
+
+    status: str  # completed | failed | interrupted
+    usage: Usage
+    http_status: int = 200
+    error_code: str = ""
+    first_byte_ms: int | None = None
+
+
+def check(caller: Caller, catalogue_version: int, request_id: UUID) -> Item:
+    """Are these facts still the facts? Decides as an admission does, and holds nothing."""
+    return {
+        "op": "c",
+        "request_id": request_id,
+        "tenant_id": caller.tenant_id,
+        "key_id": caller.key_id,
+        "tenant_version": caller.tenant_version,
+        "key_version": caller.key_version,
+        "catalogue_version": catalogue_version,
+    }

@@ -1,0 +1,238 @@
+"""The writer thread: gathers what arrived while the last batch was under way, and books it in one round trip.
+
+Rules (design.md 2): a batch whose outcome is unknown is sent again; a bad item is found by halving and fails
+alone; a locked counter sets its own keys apart and nobody else's; settlements are never dropped while the
+process lives; admissions are refused at once while the database is away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from gateway.errors import GatewayError, InternalError, Unavailable
+from gateway.ledger.items import Item
+from gateway.ledger.link import BatchRefused, Link, LinkLost, RowLocked
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 256
+BEAT_SECONDS = 5.0
+PARKED_RETRY_SECONDS = 0.05
+PARKED_PATIENCE_SECONDS = 5.0
+RECONNECT_SECONDS = 0.25
+
+Outcome = list[Any] | GatewayError
+
+
+class Ticket:
+    """An item and where its outcome goes."""
+
+    __slots__ = ("future", "given_at", "item", "loop", "request_id", "sent")
+
+    def __init__(self, item: Item, loop: Any = None, future: Any = None) -> None:
+        self.item = item
+        self.request_id = str(item["request_id"])
+        self.loop = loop
+        self.future = future
+        self.given_at = time.monotonic()
+        self.sent = False  # an earlier try may have been committed
+
+    @property
+    def must_be_kept(self) -> bool:
+        return self.item["op"] in ("s", "r")
+
+
+class Writer(threading.Thread):
+    def __init__(self, deliver: Callable[[list[tuple[Ticket, Outcome]]], None], link: Link | None = None) -> None:
+        super().__init__(name="counterfoil-desk", daemon=True)
+        self.queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self.link = link or Link()
+        self.down = False
+        self.batches = self.items = 0
+        self._deliver = deliver
+        self._backlog: list[Ticket] = []  # settlements and releases that wait for the database
+        self._parked: defaultdict[int, list[Ticket]] = defaultdict(list)  # by key: its counters are locked
+        self._stop_by: float | None = None
+        self._next_beat = self._next_parked = 0.0
+
+    def stop(self, seconds: float) -> None:
+        """Write what was given, for at most so long, then end."""
+        self._stop_by = time.monotonic() + seconds
+        self.queue.put(None)
+
+    @property
+    def unwritten(self) -> int:
+        return self.queue.qsize() + len(self._backlog) + sum(map(len, self._parked.values()))
+
+    def run(self) -> None:
+        while self._stop_by is None or (self.unwritten and time.monotonic() < self._stop_by):
+            try:
+                self._turn()
+            except Exception:
+                # The desk never dies: whatever this was, what is in the backlog is tried again.
+                log.exception("The desk's writer stumbled")
+                self.link.close()
+                time.sleep(RECONNECT_SECONDS)
+        try:
+            if self.link.open:
+                self.link.end()
+        except LinkLost:
+            log.warning("The process's lease could not be given back; the sweeper will see it end.")
+        self.link.close()
+
+    def _turn(self) -> None:
+        fresh = self._gather()
+        if not self.link.open and not self._connect():
+            self._set_aside(fresh)
+            return
+        if time.monotonic() >= self._next_beat:
+            self._beat()
+        batch, self._backlog = self._backlog[:MAX_BATCH], self._backlog[MAX_BATCH:]
+        if self._parked:
+            self._retry_parked()
+            for ticket in fresh:
+                lane = self._parked.get(ticket.item["key_id"]) if ticket.item["op"] != "c" else None
+                (batch if lane is None else lane).append(ticket)
+        else:
+            batch += fresh
+        if batch:
+            self._write(batch)
+
+    def _gather(self) -> list[Ticket]:
+        """What has arrived; waits for the first unless there is other work to do."""
+        waiting = RECONNECT_SECONDS if not self.link.open else PARKED_RETRY_SECONDS if self._parked else 1.0
+        tickets: list[Ticket] = []
+        try:
+            ticket = self.queue.get(block=not (self._backlog and self.link.open), timeout=waiting)
+            while len(tickets) < MAX_BATCH:
+                if ticket is not None:
+                    tickets.append(ticket)
+                ticket = self.queue.get_nowait()
+        except Empty:
+            return tickets
+        if ticket is not None:
+            tickets.append(ticket)
+        return tickets
+
+    def _connect(self) -> bool:
+        try:
+            self.link.connect()
+        except LinkLost as exc:
+            if not self.down:
+                log.error("The database is away: new requests are refused until it is back (%s)", exc)
+            self.down = True
+            return False
+        if self.down:
+            log.warning("The database is back; %d settlements to write", len(self._backlog))
+        self.down = False
+        self._next_beat = time.monotonic() + BEAT_SECONDS
+        return True
+
+    def _beat(self) -> None:
+        self._next_beat = time.monotonic() + BEAT_SECONDS
+        try:
+            self.link.beat()
+        except LinkLost as exc:
+            log.warning("Heartbeat failed: %s", exc)
+            self.link.close()
+            self._connect()
+
+    def _set_aside(self, tickets: list[Ticket]) -> None:
+        """The database is away: keep settlements, refuse admissions, and undo those that may have been booked."""
+        refused: list[tuple[Ticket, Outcome]] = []
+        for ticket in tickets:
+            if ticket.must_be_kept:
+                self._backlog.append(ticket)
+                continue
+            refused.append((ticket, Unavailable("The service is temporarily unavailable.", retry_after=2)))
+            if ticket.sent and ticket.item["op"] == "a":
+                self._backlog.append(Ticket({**ticket.item, "op": "r"}))
+        if refused:
+            self._deliver(refused)
+
+    def _write(self, batch: list[Ticket], *, skip: bool = False, again: bool = False) -> None:
+        if not self.link.open:
+            self._set_aside(batch)
+            return
+        try:
+            rows = self.link.call(
+                [ticket.item for ticket in batch], skip=skip, retry=any(ticket.sent for ticket in batch)
+            )
+        except LinkLost as exc:
+            self._send_again(batch, exc, last=again)
+        except RowLocked:
+            if not skip:
+                self._write(batch, skip=True, again=again)
+            elif len(batch) == 1:
+                self._parked[batch[0].item["key_id"]].append(batch[0])
+            else:
+                self._halve(batch, skip=True)
+        except BatchRefused as exc:
+            if len(batch) == 1:
+                self._reject(batch[0], exc)
+            else:
+                self._halve(batch, skip=skip)
+        else:
+            self._hand_out(batch, rows)
+
+    def _halve(self, batch: list[Ticket], *, skip: bool) -> None:
+        middle = len(batch) // 2
+        self._write(batch[:middle], skip=skip)
+        self._write(batch[middle:], skip=skip)
+
+    def _send_again(self, batch: list[Ticket], exc: LinkLost, *, last: bool) -> None:
+        for ticket in batch:
+            ticket.sent = True
+        log.warning("A batch of %d has an unknown outcome and is sent again: %s", len(batch), exc)
+        self.link.close()
+        if last or not self._connect():
+            self.link.close()
+            self._set_aside(batch)
+        else:
+            self._write(batch, again=True)
+
+    def _reject(self, ticket: Ticket, exc: BatchRefused) -> None:
+        log.critical("The ledger refuses %s of request %s: %s", ticket.item["op"], ticket.request_id, exc)
+        if ticket.item["op"] == "s":
+            try:
+                self.link.bury(ticket.item, str(exc))
+            except LinkLost:
+                self._backlog.append(ticket)  # not even that: keep it, and try all of it again
+                self.link.close()
+                return
+        self._deliver([(ticket, InternalError())])
+
+    def _hand_out(self, batch: list[Ticket], rows: list[list[Any]]) -> None:
+        self.batches += 1
+        self.items += len(batch)
+        verdicts = {row[0]: row for row in rows}
+        done: list[tuple[Ticket, Outcome]] = []
+        for ticket in batch:
+            row = verdicts[ticket.request_id]
+            if row[1] == "blocked":
+                self._parked[ticket.item["key_id"]].append(ticket)
+            else:
+                done.append((ticket, row))
+        if done:
+            self._deliver(done)
+
+    def _retry_parked(self) -> None:
+        """Those whose counters somebody has locked: tried again on their own, without waiting for the lock."""
+        now = time.monotonic()
+        if now < self._next_parked:
+            return
+        self._next_parked = now + PARKED_RETRY_SECONDS
+        parked, self._parked = self._parked, defaultdict(list)
+        tickets = [ticket for lane in parked.values() for ticket in lane]
+        late = [t for t in tickets if not t.must_be_kept and now - t.given_at > PARKED_PATIENCE_SECONDS]
+        if late:
+            self._deliver([(t, Unavailable("The service is temporarily overloaded.", retry_after=1)) for t in late])
+        waiting = [t for t in tickets if t not in late]
+        for start in range(0, len(waiting), MAX_BATCH):
+            self._write(waiting[start : start + MAX_BATCH], skip=True)
