@@ -1,0 +1,51 @@
+"""pytest's side of the embedded engines; named in pyproject.toml, since a conftest comes after the settings.
+
+Tests run on a home of their own (`var/test`), and reach nothing but this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+os.environ.setdefault("COUNTERFOIL_HOME", str(ROOT / "var" / "test"))
+
+
+class NetworkClosed(RuntimeError):
+    """A test reached for another machine. Not an OSError: code under test must not swallow it."""
+
+
+def _is_here(host: object) -> bool:
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    try:
+        address = ip_address(host.decode() if isinstance(host, bytes) else str(host).partition("%")[0])
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _is_address(host: object) -> bool:
+    try:
+        ip_address(host.decode() if isinstance(host, bytes) else str(host).partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.sendto"):
+        address = arguments[1]
+        if isinstance(address, tuple) and not _is_here(address[0]):
+            raise NetworkClosed(f"Tests reach only this machine, not {address[0]}:{address[1]}.")
+    elif event == "socket.getaddrinfo":
+        # Reading a literal address asks nobody.
+        if not _is_here(arguments[0]) and not _is_address(arguments[0]):
+            raise NetworkClosed(f"Tests look up no names: {arguments[0]}.")
+
+
+sys.addaudithook(_guard)

@@ -1,0 +1,31 @@
+"""What every test gets: the test database belongs to the owner's role, as in production."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import connections, transaction
+from django.db.backends.postgresql.operations import DatabaseOperations
+
+
+def _flush_past_triggers(self: DatabaseOperations, statements: list[str]) -> None:
+    """Flush between tests; the ledger's triggers refuse TRUNCATE to everybody, the owner included."""
+    with transaction.atomic(using=self.connection.alias), self.connection.cursor() as cursor:
+        cursor.execute("SET LOCAL session_replication_role = replica")
+        for statement in statements:
+            cursor.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> Iterator[None]:
+    """The owner makes the test database and its tables, as `migrate` does; pytest-django asks before it starts."""
+    owner: dict[str, Any] = settings.MIGRATION_DATABASE
+    login = {name: owner[name] for name in ("USER", "PASSWORD", "HOST", "PORT") if name in owner}
+    connections.settings["default"].update(login)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(DatabaseOperations, "execute_sql_flush", _flush_past_triggers)
+    yield
+    patch.undo()
