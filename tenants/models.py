@@ -42,7 +42,9 @@ class Tenant(models.Model):
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.ACTIVE)
     timezone = models.CharField("time zone", max_length=64, default="UTC", validators=[validate_timezone])
     currency = models.CharField(
-        max_length=3, default="USD", validators=[RegexValidator(r"^[A-Z]{3}$", "ISO 4217, such as USD or EUR.")]
+        max_length=3,
+        default="USD",
+        validators=[RegexValidator(r"^[A-Z]{3}$", "ISO 4217, such as USD or EUR.")],
     )
     billing_contact = models.EmailField(blank=True)
     allowed_models = models.JSONField(
@@ -94,7 +96,9 @@ class APIKey(models.Model):
         validators=[validate_patterns],
         help_text='Narrows what the tenant may call. ["*"] is all of that; an empty list is none.',
     )
-    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, editable=False)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, editable=False
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import django_stubs_ext
 
 from gateway import __version__, environment
+from gateway.console.theme import UNFOLD as UNFOLD
 from gateway.embedded import layout
 
 django_stubs_ext.monkeypatch()
@@ -36,7 +37,11 @@ ENCRYPTION_KEYS = environment.strings("ENCRYPTION_KEYS") or [
 ]
 MISSING_SECRETS = [
     name
-    for name, value in [("SECRET_KEY", SECRET_KEY), ("KEY_PEPPER", KEY_PEPPER), ("ENCRYPTION_KEYS", ENCRYPTION_KEYS)]
+    for name, value in [
+        ("SECRET_KEY", SECRET_KEY),
+        ("KEY_PEPPER", KEY_PEPPER),
+        ("ENCRYPTION_KEYS", ENCRYPTION_KEYS),
+    ]
     if not value
 ]
 # Django refuses to start without one; the check refuses to serve with this one.
@@ -68,10 +73,11 @@ USE_I18N = False
 USE_TZ = True
 
 INSTALLED_APPS = [
-    "gateway.console.apps.AdminConfig",
-    "unfold",
+    "unfold.apps.BasicAppConfig",  # before the admin, so that its templates win; Basic leaves the site to ours
     "unfold.contrib.filters",
+    "unfold.contrib.forms",
     "unfold.contrib.simple_history",
+    "gateway.console.apps.AdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -151,7 +157,9 @@ LOGIN_URL = "admin:login"
 HTTPS = environment.flag("HTTPS", PRODUCTION)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = environment.integer("SECURE_HSTS_SECONDS", 31_536_000 if HTTPS else 0)
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if environment.flag("BEHIND_PROXY", False) else None
+SECURE_PROXY_SSL_HEADER = (
+    ("HTTP_X_FORWARDED_PROTO", "https") if environment.flag("BEHIND_PROXY", False) else None
+)
 SECURE_REDIRECT_EXEMPT = [".*"]  # TLS is the proxy's work; never redirect an API call
 LOGGING_CONFIG = None  # gateway.logs.configure() is called by GatewayConfig.ready
 
@@ -167,4 +175,10 @@ REST_FRAMEWORK = {
 CORS_ALLOWED_ORIGINS = [origin for origin in CORS_ORIGINS if origin != "*"]
 CORS_ALLOW_ALL_ORIGINS = "*" in CORS_ORIGINS
 CORS_URLS_REGEX = rf"^({API_PREFIX}/|/health$|/$)"
-CORS_EXPOSE_HEADERS = ["x-request-id", "openai-processing-ms", "openai-version", "retry-after", "retry-after-ms"]
+CORS_EXPOSE_HEADERS = [
+    "x-request-id",
+    "openai-processing-ms",
+    "openai-version",
+    "retry-after",
+    "retry-after-ms",
+]

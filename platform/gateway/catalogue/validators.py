@@ -10,6 +10,10 @@ from gateway.upstreams.addresses import AddressRefused, check_base_url
 
 def validate_base_url(url: str) -> None:
     try:
-        check_base_url(url, allow_private=settings.UPSTREAM_ALLOW_PRIVATE, allow_loopback=settings.UPSTREAM_ALLOW_LOOPBACK)
+        check_base_url(
+            url,
+            allow_private=settings.UPSTREAM_ALLOW_PRIVATE,
+            allow_loopback=settings.UPSTREAM_ALLOW_LOOPBACK,
+        )
     except AddressRefused as exc:
         raise ValidationError(str(exc)) from exc

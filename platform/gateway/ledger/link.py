@@ -108,7 +108,12 @@ class Link:
 
     def beat(self) -> None:
         """Renew the lease of this process."""
-        facts = {"id": self.process_id, "kind": "server", "host": socket.gethostname()[:255], "pid": os.getpid()}
+        facts = {
+            "id": self.process_id,
+            "kind": "server",
+            "host": socket.gethostname()[:255],
+            "pid": os.getpid(),
+        }
         self.execute(_BEAT, facts)
 
     def end(self) -> None:
@@ -117,12 +122,20 @@ class Link:
 
     def bury(self, item: Item, error: str) -> None:
         """Keep a settlement that the ledger refuses, with all that a person needs to book it."""
-        payload = orjson.dumps(item, default=str, option=orjson.OPT_NON_STR_KEYS) if _encodable(item) else repr(item)
+        payload = (
+            orjson.dumps(item, default=str, option=orjson.OPT_NON_STR_KEYS)
+            if _encodable(item)
+            else repr(item)
+        )
         text = payload.decode() if isinstance(payload, bytes) else orjson.dumps({"repr": payload}).decode()
         self.execute(
             "INSERT INTO ledger_deadletter (request_id, payload, error, created_at)"
             " VALUES (%(id)s, %(payload)s::jsonb, %(error)s, now()) ON CONFLICT DO NOTHING",
-            {"id": item["request_id"], "payload": text.replace("\\u0000", ""), "error": error.replace("\0", "")},
+            {
+                "id": item["request_id"],
+                "payload": text.replace("\\u0000", ""),
+                "error": error.replace("\0", ""),
+            },
         )
 
     def execute(self, statement: str, facts: dict[str, Any]) -> None:

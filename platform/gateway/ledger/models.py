@@ -187,7 +187,9 @@ class Counter(models.Model):
     last_at = models.DateTimeField(null=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["scope", "owner_id", "currency"], name="counter_unique")]
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "owner_id", "currency"], name="counter_unique")
+        ]
 
     def __str__(self) -> str:
         return f"{self.scope} {self.owner_id} {self.currency}"
@@ -205,7 +207,9 @@ class WorkItem(models.Model):
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+", db_constraint=False)
     created_at = models.DateTimeField()
     resolved_at = models.DateTimeField(null=True, blank=True)
-    resolved_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+")
+    resolved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
 
     objects = OwnedQuerySet.as_manager()
 

@@ -22,10 +22,21 @@ def beat_worker() -> None:
     Process.objects.update_or_create(
         id=uuid5(NAMESPACE_DNS, f"worker.{host}"),
         defaults={"heartbeat_at": now, "pid": os.getpid(), "host": host, "kind": WORKER, "ended_at": None},
-        create_defaults={"heartbeat_at": now, "pid": os.getpid(), "host": host, "kind": WORKER, "started_at": now},
+        create_defaults={
+            "heartbeat_at": now,
+            "pid": os.getpid(),
+            "host": host,
+            "kind": WORKER,
+            "started_at": now,
+        },
     )
 
 
 def worker_seen_at() -> datetime | None:
     """When any worker last beat."""
-    return Process.objects.filter(kind=WORKER).order_by("-heartbeat_at").values_list("heartbeat_at", flat=True).first()
+    return (
+        Process.objects.filter(kind=WORKER)
+        .order_by("-heartbeat_at")
+        .values_list("heartbeat_at", flat=True)
+        .first()
+    )

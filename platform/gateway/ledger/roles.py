@@ -22,7 +22,9 @@ def grant_application_role(connection: BaseDatabaseWrapper, *, role: str, passwo
             return False
         cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
         if cursor.fetchone() is None:
-            statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
+            statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                sql.Identifier(role), sql.Literal(password)
+            )
             _execute(cursor, statement)
         name = sql.Identifier(role)
         for text in (

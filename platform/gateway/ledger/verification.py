@@ -13,6 +13,7 @@ from datetime import timedelta
 
 from django.db import connection
 
+from gateway.ledger.models import DeadLetter
 from gateway.ledger.sweeper import LEASE_SECONDS, LOOK_SECONDS
 from tenants.models import Tenant
 
@@ -88,6 +89,10 @@ def verify() -> Findings:
     if found.records != found.settled:
         found.drift.append(f"{found.records} records, but {found.settled} settled requests")
     found.drift += list(_overdue())
+    found.drift += [
+        f"dead letter of {letter.request_id}: a settlement that is in no record ({letter.error[:200]})"
+        for letter in DeadLetter.objects.filter(resolved_at=None).order_by("pk")[:1000]
+    ]
     return found
 
 

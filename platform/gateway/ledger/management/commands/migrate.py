@@ -12,7 +12,9 @@ from gateway.ledger.roles import grant_application_role
 class Command(migrate.Command):
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
-        application = {name: connection.settings_dict[name] for name in ("USER", "PASSWORD", "HOST", "PORT", "OPTIONS")}
+        application = {
+            name: connection.settings_dict[name] for name in ("USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
+        }
         owner = {name: settings.MIGRATION_DATABASE[name] for name in application}
         connection.close()
         connection.settings_dict.update(owner)

@@ -1,0 +1,259 @@
+"""THE request path: admit -> call -> relay -> settle (design.md 2).
+
+A hold is durable before a byte goes upstream, and the usage record before the client sees the end. Every way
+out of here settles: a whole answer, a refusal or fault of the provider, a client that leaves (its task is
+cancelled), a defect of ours. What a killed process leaves is a hold, which the sweeper turns into a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from gateway import routing
+from gateway.catalogue.snapshot import ModelFacts
+from gateway.errors import (
+    GatewayError,
+    InternalError,
+    InvalidApiKey,
+    TenantSuspended,
+    Unavailable,
+    UpstreamError,
+)
+from gateway.ledger import desk
+from gateway.ledger.items import Ending
+from gateway.request_id import uuid7
+from gateway.routing import Route
+from gateway.snapshots import catalogue, read, reload_catalogue
+from gateway.upstreams import tokens
+from gateway.upstreams.base import Stream, Usage
+from tenants.facts import Caller
+
+__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "permitted_models", "read"]
+
+log = logging.getLogger(__name__)
+
+Reload = Callable[[Caller], Awaitable[Caller]]
+DONE = b"data: [DONE]\n\n"
+ATTEMPTS = 5  # admissions that may find their facts stale before we say 503
+NOTHING = Usage()
+
+# The last requests that ended here, for the admin's live feed; console.feed takes them from the left.
+ended_requests: deque[dict[str, Any]] = deque(maxlen=500)
+
+
+@dataclass(slots=True)
+class Call:
+    """One request of a client, validated. The lower part is filled on the way, for the request log."""
+
+    caller: Caller
+    body: dict[str, Any]
+    model: str
+    stream: bool
+    include_usage: bool
+    reload: Reload
+    endpoint: str = "chat.completions"
+    request_id: UUID = field(default_factory=uuid7)
+    client_request_id: str = ""
+    end_user: str = ""
+    public_model: str = ""
+    usage: Usage | None = None
+    outcome: str = ""
+    began: float = field(default_factory=time.perf_counter)
+    first_byte_ms: int | None = None
+
+
+async def complete(call: Call) -> bytes:
+    """The whole answer as JSON bytes; its record is durable."""
+    route = await _admit(call)
+    try:
+        answer = await route.adapter.complete(route.target, route.request, route.face)
+    except BaseException as exc:
+        fault = _settle_fault(call, route, exc)
+        if fault is exc:
+            raise
+        raise fault from exc
+    call.first_byte_ms = _milliseconds_since(call.began)
+    await _settle(call, route, "completed", answer.usage)
+    return answer.body
+
+
+async def open_stream(call: Call) -> Relay:
+    """An open stream of SSE bytes for the client. Faults before the first byte are raised here."""
+    route = await _admit(call)
+    try:
+        stream = await route.adapter.open_stream(route.target, route.request, route.face)
+    except BaseException as exc:
+        fault = _settle_fault(call, route, exc)
+        if fault is exc:
+            raise
+        raise fault from exc
+    call.first_byte_ms = _milliseconds_since(call.began)
+    return Relay(call, route, stream)
+
+
+class Relay:
+    """Iterates over the provider's stream; settles at its end, then yields `[DONE]`.
+
+    A class and not a generator: one that is closed before its first step would settle nothing.
+    """
+
+    def __init__(self, call: Call, route: Route, stream: Stream) -> None:
+        self._call = call
+        self._route = route
+        self._stream = stream
+        self._chunks = stream.__aiter__()
+        self._settled = self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
+            pass
+        except GatewayError as exc:
+            await self._end("interrupted", exc.code or "upstream_error")
+            raise
+        except asyncio.CancelledError:
+            self._leave()
+            raise
+        except Exception as exc:
+            log.exception("Relaying request %s failed", self._call.request_id)
+            await self._end("interrupted", "internal_error")
+            raise InternalError() from exc
+        await self._end("completed")
+        return DONE
+
+    async def _end(self, status: str, error_code: str = "") -> None:
+        """Durable before anything more is said; the upstream's connection is freed in any case."""
+        self._ended = self._settled = True
+        settled = _settle(self._call, self._route, status, self._stream.usage, error_code=error_code)
+        try:
+            await self._stream.aclose()
+        finally:
+            await settled
+
+    def _leave(self) -> None:
+        if not self._settled:
+            self._ended = self._settled = True
+            _settle(
+                self._call, self._route, "interrupted", self._stream.usage, error_code="client_disconnected"
+            )
+
+    async def aclose(self) -> None:
+        """The client has gone, or nobody wants more: stop the provider, book what was delivered."""
+        self._leave()
+        await self._stream.aclose()
+
+    def __del__(self) -> None:
+        if not self._settled:  # dropped without aclose(): the books come first
+            self._leave()
+
+
+async def permitted_models(caller: Caller, reload: Reload) -> list[ModelFacts]:
+    """The models that the key may call now."""
+    caller = await ensure_fresh(caller, reload)
+    return routing.permitted(await catalogue(), caller)
+
+
+async def ensure_fresh(caller: Caller, reload: Reload) -> Caller:
+    """The caller as the database knows it at this moment, or the refusal that it deserves."""
+    for _ in range(ATTEMPTS):
+        verdict = await desk.current().check(caller, (await catalogue()).version, uuid7())
+        if verdict == "ok":
+            return caller
+        caller = await _refresh(verdict, caller, reload)
+    raise Unavailable("The service is being reconfigured. Please try again.", retry_after=1)
+
+
+async def _admit(call: Call) -> Route:
+    """Decide on snapshots, have the desk confirm them and write the hold; read them anew if they are stale."""
+    for _ in range(ATTEMPTS):
+        snapshot = await catalogue()
+        try:
+            route = routing.choose_route(
+                snapshot,
+                call.caller,
+                request_id=call.request_id,
+                endpoint=call.endpoint,
+                name=call.model,
+                body=call.body,
+                stream=call.stream,
+                include_usage=call.include_usage,
+            )
+        except GatewayError:
+            # A refusal on old facts would be a false one.
+            verdict = await desk.current().check(call.caller, snapshot.version, call.request_id)
+            if verdict == "ok":
+                raise
+        else:
+            route.order.client_request_id, route.order.end_user = call.client_request_id, call.end_user
+            verdict = await desk.current().admit(route.order)
+            if verdict == "ok":
+                call.public_model = route.face.model
+                return route
+        call.caller = await _refresh(verdict, call.caller, call.reload)
+    raise Unavailable("The service is being reconfigured. Please try again.", retry_after=1)
+
+
+async def _refresh(verdict: str, caller: Caller, reload: Reload) -> Caller:
+    """Raises the refusal if there is one; else reads the facts anew."""
+    fresh = await reload(caller)
+    if verdict == "refused":
+        raise InvalidApiKey("Incorrect API key provided.")
+    if verdict == "suspended":
+        raise TenantSuspended(
+            f"The tenant `{caller.tenant}` is not active. Please contact your administrator."
+        )
+    await reload_catalogue()
+    return fresh
+
+
+def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException:
+    """Book a request that ended before its first byte; returns what to raise."""
+    if isinstance(exc, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
+        usage = Usage(input_tokens=tokens.estimate_request(route.request), estimated=True)
+        _settle(call, route, "interrupted", usage, http_status=499, error_code="client_disconnected")
+        return exc
+    if not isinstance(exc, GatewayError):
+        log.error("Request %s failed", call.request_id, exc_info=exc)
+        exc = InternalError()
+    code = exc.code or ("upstream_error" if isinstance(exc, UpstreamError) else exc.type)
+    _settle(call, route, "failed", NOTHING, http_status=exc.status, error_code=code)
+    return exc
+
+
+def _settle(
+    call: Call, route: Route, status: str, usage: Usage, *, http_status: int = 200, error_code: str = ""
+) -> asyncio.Future[Any]:
+    """Give the ending to the desk, which writes it whether or not the future is awaited."""
+    call.usage, call.outcome = usage, status
+    ending = Ending(status, usage, http_status, error_code[:64], call.first_byte_ms)
+    future = desk.current().settle(route.order, ending)
+    ended_requests.append(
+        {
+            "request_id": str(call.request_id),
+            "at": time.time(),
+            "tenant": call.caller.tenant,
+            "key": call.caller.key_name,
+            "model": route.face.model,
+            "status": status,
+            "tokens": usage.total,
+            "ms": _milliseconds_since(call.began),
+        }
+    )
+    return future
+
+
+def _milliseconds_since(began: float) -> int:
+    return round((time.perf_counter() - began) * 1000)

@@ -1,0 +1,84 @@
+"""The catalogue as this process knows it, and the one thread in which the async side reads the database.
+
+Nothing here runs per request: the catalogue is read on first use, and again when admission says "stale".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from django.db import Error, InterfaceError, OperationalError, connection
+
+from gateway.catalogue.models import CatalogueVersion
+from gateway.catalogue.snapshot import Catalogue, load_catalogue
+from gateway.errors import Unavailable
+
+T = TypeVar("T")
+
+_reader = ThreadPoolExecutor(1, thread_name_prefix="counterfoil-reader")
+_catalogue: Catalogue | None = None
+_loading: asyncio.Task[Catalogue] | None = None
+# Called after the catalogue was read anew: others keep facts that its version covers (imported key digests).
+listeners: list[Callable[[], Awaitable[None]]] = []
+
+
+async def read(function: Callable[..., T], *args: object) -> T:
+    """Run a function that uses the ORM in the reader thread. A database that is away is a 503."""
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_reader, _with_connection, function, args)
+    except (OperationalError, InterfaceError) as exc:
+        raise Unavailable("The service is temporarily unavailable.", retry_after=2) from exc
+
+
+def _with_connection(function: Callable[..., T], args: tuple[object, ...]) -> T:
+    """Retried once on a new connection, since the database may have been restarted since the last read."""
+    try:
+        return function(*args)
+    except (OperationalError, InterfaceError):
+        connection.close()
+    try:
+        return function(*args)
+    except Error:
+        connection.close()
+        raise
+
+
+async def catalogue() -> Catalogue:
+    return _catalogue if _catalogue is not None else await reload_catalogue()
+
+
+async def reload_catalogue() -> Catalogue:
+    """Read it again if its version has moved; callers at the same time share one read."""
+    global _loading
+    loop = asyncio.get_running_loop()
+    if _loading is None or _loading.done() or _loading.get_loop() is not loop:
+        _loading = loop.create_task(_load())
+    # A caller that leaves must not cancel the read that others wait for.
+    return await asyncio.shield(_loading)
+
+
+async def _load() -> Catalogue:
+    global _catalogue
+    known = _catalogue
+    fresh = await read(_newer_than, known.version if known is not None else None)
+    if fresh is not None:
+        _catalogue = fresh
+        for listener in listeners:
+            await listener()
+    assert _catalogue is not None
+    return _catalogue
+
+
+def _newer_than(version: int | None) -> Catalogue | None:
+    if version is not None and CatalogueVersion.objects.filter(version=version).exists():
+        return None
+    return load_catalogue()
+
+
+def forget() -> None:
+    """For tests, which change the database under our feet."""
+    global _catalogue, _loading
+    _catalogue = _loading = None
