@@ -28,7 +28,7 @@ from gateway.errors import (
 )
 from gateway.ledger import desk
 from gateway.ledger.items import Ending
-from gateway.request_id import uuid7
+from gateway.identifiers import uuid7
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue
 from gateway.upstreams import tokens
@@ -146,9 +146,7 @@ class Relay:
     def _leave(self) -> None:
         if not self._settled:
             self._ended = self._settled = True
-            _settle(
-                self._call, self._route, "interrupted", self._stream.usage, error_code="client_disconnected"
-            )
+            _settle(self._call, self._route, "interrupted", self._stream.usage, error_code="client_disconnected")
 
     async def aclose(self) -> None:
         """The client has gone, or nobody wants more: stop the provider, book what was delivered."""
@@ -212,9 +210,7 @@ async def _refresh(verdict: str, caller: Caller, reload: Reload) -> Caller:
     if verdict == "refused":
         raise InvalidApiKey("Incorrect API key provided.")
     if verdict == "suspended":
-        raise TenantSuspended(
-            f"The tenant `{caller.tenant}` is not active. Please contact your administrator."
-        )
+        raise TenantSuspended(f"The tenant `{caller.tenant}` is not active. Please contact your administrator.")
     await reload_catalogue()
     return fresh
 

@@ -89,7 +89,7 @@ def record_adjustment(
 
 
 def _move_counters(record: UsageRecord, delta: Delta) -> None:
-    owner = [record.tenant_id, record.key_id, record.charge_currency]
+    owner: list[int | str] = [record.tenant_id, record.key_id, record.charge_currency]
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT ledger_lock_counters(ARRAY[ROW(%s, %s, %s, 0, 0, 0, 0, 0)::ledger_delta], false)", owner

@@ -114,9 +114,7 @@ class Desk:
 
 def _too_late(future: asyncio.Future[Any]) -> None:
     if not future.done():
-        future.set_exception(
-            Unavailable("The service is temporarily overloaded. Please try again.", retry_after=2)
-        )
+        future.set_exception(Unavailable("The service is temporarily overloaded. Please try again.", retry_after=2))
 
 
 _current: Desk | None = None

@@ -85,9 +85,7 @@ class Order:
             for side, rates in (("charge", self.charge_rates), ("cost", self.cost_rates)):
                 if rates is not None:
                     amounts[side], rows = rate(rates, units)
-                    lines += [
-                        [side, name, count, str(price), str(amount)] for name, count, price, amount in rows
-                    ]
+                    lines += [[side, name, count, str(price), str(amount)] for name, count, price, amount in rows]
         return {
             **self._facts,
             **amounts,

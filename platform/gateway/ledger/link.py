@@ -29,7 +29,8 @@ _SESSION = f"""
 SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'; SET statement_timeout = '{STATEMENT_TIMEOUT_MS}ms';
 SET timezone = 'UTC'; SET jit = off; SET plan_cache_mode = force_generic_plan;
 -- A plan that was made while the tables were empty must not scan them when they are full.
-SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET application_name = 'counterfoil desk'
+SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+SET application_name = 'counterfoil desk'
 """
 _CALL = b"SELECT ledger_desk($1, $2, $3, $4)"
 _BEAT = """
@@ -122,11 +123,7 @@ class Link:
 
     def bury(self, item: Item, error: str) -> None:
         """Keep a settlement that the ledger refuses, with all that a person needs to book it."""
-        payload = (
-            orjson.dumps(item, default=str, option=orjson.OPT_NON_STR_KEYS)
-            if _encodable(item)
-            else repr(item)
-        )
+        payload = orjson.dumps(item, default=str, option=orjson.OPT_NON_STR_KEYS) if _encodable(item) else repr(item)
         text = payload.decode() if isinstance(payload, bytes) else orjson.dumps({"repr": payload}).decode()
         self.execute(
             "INSERT INTO ledger_deadletter (request_id, payload, error, created_at)"

@@ -187,9 +187,7 @@ class Counter(models.Model):
     last_at = models.DateTimeField(null=True)
 
     class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["scope", "owner_id", "currency"], name="counter_unique")
-        ]
+        constraints = [models.UniqueConstraint(fields=["scope", "owner_id", "currency"], name="counter_unique")]
 
     def __str__(self) -> str:
         return f"{self.scope} {self.owner_id} {self.currency}"

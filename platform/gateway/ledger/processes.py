@@ -35,8 +35,5 @@ def beat_worker() -> None:
 def worker_seen_at() -> datetime | None:
     """When any worker last beat."""
     return (
-        Process.objects.filter(kind=WORKER)
-        .order_by("-heartbeat_at")
-        .values_list("heartbeat_at", flat=True)
-        .first()
+        Process.objects.filter(kind=WORKER).order_by("-heartbeat_at").values_list("heartbeat_at", flat=True).first()
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from django.db import connection
 
@@ -52,7 +51,7 @@ FROM counters c FULL JOIN truth t USING (scope, owner_id, currency)
 
 _OVERDUE = """
 SELECT h.request_id, h.process_id FROM ledger_hold h LEFT JOIN ledger_process p ON p.id = h.process_id
-WHERE h.started_at < now() - %(grace)s AND (p.id IS NULL OR p.heartbeat_at < now() - %(grace)s)
+WHERE h.started_at < now() - make_interval(secs => %(grace)s) AND (p.id IS NULL OR p.heartbeat_at < now() - make_interval(secs => %(grace)s))
 ORDER BY h.request_id LIMIT 1000
 """
 
@@ -104,7 +103,7 @@ def _compare(tenant: Tenant) -> list[tuple[str, int, str, list[int] | None, list
 
 def _overdue() -> Iterator[str]:
     """Two sweeps: each a lease and a look, and one look to spare."""
-    grace = timedelta(seconds=2 * (LEASE_SECONDS + LOOK_SECONDS) + LOOK_SECONDS)
+    grace = 2 * (LEASE_SECONDS + LOOK_SECONDS) + LOOK_SECONDS
     with connection.cursor() as cursor:
         cursor.execute(_OVERDUE, {"grace": grace})
         for request_id, process_id in cursor.fetchall():

@@ -49,9 +49,7 @@ class Ticket:
 
 
 class Writer(threading.Thread):
-    def __init__(
-        self, deliver: Callable[[list[tuple[Ticket, Outcome]]], None], link: Link | None = None
-    ) -> None:
+    def __init__(self, deliver: Callable[[list[tuple[Ticket, Outcome]]], None], link: Link | None = None) -> None:
         super().__init__(name="counterfoil-desk", daemon=True)
         self.queue: SimpleQueue[Ticket | None] = SimpleQueue()
         self.link = link or Link()
@@ -234,9 +232,7 @@ class Writer(threading.Thread):
         tickets = [ticket for lane in parked.values() for ticket in lane]
         late = [t for t in tickets if not t.must_be_kept and now - t.given_at > PARKED_PATIENCE_SECONDS]
         if late:
-            self._deliver(
-                [(t, Unavailable("The service is temporarily overloaded.", retry_after=1)) for t in late]
-            )
+            self._deliver([(t, Unavailable("The service is temporarily overloaded.", retry_after=1)) for t in late])
         waiting = [t for t in tickets if t not in late]
         for start in range(0, len(waiting), MAX_BATCH):
             self._write(waiting[start : start + MAX_BATCH], skip=True)

@@ -19,9 +19,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("request_id", models.UUIDField(unique=True)),
                 ("payload", models.JSONField()),
@@ -51,9 +49,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("scope", models.CharField(choices=[("tenant", "Tenant"), ("key", "Key")], max_length=6)),
                 ("owner_id", models.BigIntegerField()),
@@ -269,16 +265,12 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("request_id", models.UUIDField()),
                 (
                     "kind",
-                    models.CharField(
-                        choices=[("unpriced", "Unpriced"), ("unknown", "Unknown")], max_length=8
-                    ),
+                    models.CharField(choices=[("unpriced", "Unpriced"), ("unknown", "Unknown")], max_length=8),
                 ),
                 ("created_at", models.DateTimeField()),
                 ("resolved_at", models.DateTimeField(blank=True, null=True)),
@@ -309,9 +301,7 @@ class Migration(migrations.Migration):
                         condition=models.Q(("resolved_at", None)), fields=["created_at"], name="workitem_open"
                     )
                 ],
-                "constraints": [
-                    models.UniqueConstraint(fields=("request_id", "kind"), name="workitem_unique")
-                ],
+                "constraints": [models.UniqueConstraint(fields=("request_id", "kind"), name="workitem_unique")],
             },
         ),
     ]
