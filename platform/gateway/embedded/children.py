@@ -62,7 +62,7 @@ def start(
     user: int | None = None,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own. Call it from the main thread: its end is what the child notices."""
+    """Start a child in a session of its own. Call it from a thread that stays: its end is what the child notices."""
     parent = os.getpid()
 
     def prepare() -> None:

@@ -69,7 +69,7 @@ def wait_until_stopped(home: Path, seconds: float) -> bool:
 def _used_by_others(home: Path) -> bool:
     users = locks.open_file(home, "users")
     try:
-        # Not to be had alone, yet shared: others share it. Not even shared: the keeper has it, and is stopping.
+        # Not to be had alone, yet shared: others share it. Not even shared: the keeper has it and is stopping.
         return not locks.acquire(users, shared=False) and locks.acquire(users, shared=True)
     finally:
         os.close(users)
@@ -100,9 +100,7 @@ def _start_keeper(home: Path, with_postgres: bool) -> None:
     if not with_postgres:
         command.append("--without-postgres")
     # It leaves us by two forks, so this returns at once and nothing is left to reap.
-    subprocess.run(
-        command, env=children.environment(PYTHONPATH=path), stdin=subprocess.DEVNULL, check=True, cwd="/"
-    )
+    subprocess.run(command, env=children.environment(PYTHONPATH=path), stdin=subprocess.DEVNULL, check=True, cwd="/")
 
 
 def _wait_for(home: Path, ready: Path) -> str:

@@ -5,7 +5,8 @@
 It leaves its starter's session at once, starts PostgreSQL and Valkey as its children, says so in
 `locks/ready`, restarts one that dies, and waits until it can take the users' lock alone: then no process
 uses the engines any more, and it stops Valkey, PostgreSQL and itself. Users wait for that lock meanwhile, so
-that none of them ever meets an engine that is going down. Killed, its engines die with it (parent-death signal).
+that none of them ever meets an engine that is going down. If it is killed, its engines die with it
+(parent-death signal).
 """
 
 from __future__ import annotations

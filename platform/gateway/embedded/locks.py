@@ -43,9 +43,7 @@ def wait(descriptor: int, *, shared: bool, seconds: float, doing: str) -> None:
     deadline = time.monotonic() + seconds
     while not acquire(descriptor, shared=shared):
         if time.monotonic() > deadline:
-            raise Trouble(
-                f"{doing} took longer than {seconds:.0f} s. See logs/keeper.log in COUNTERFOIL_HOME."
-            )
+            raise Trouble(f"{doing} took longer than {seconds:.0f} s. See logs/keeper.log in COUNTERFOIL_HOME.")
         time.sleep(POLL_S)
 
 

@@ -103,9 +103,7 @@ class Postgres:
                 "It runs as 'nobody', since it refuses to run as root and user namespaces are forbidden here. "
                 f"Make {self.home} reachable for that user, run as a normal user, or set DATABASE_URL."
             )
-        return (
-            "Is there space on the disk? Otherwise set COUNTERFOIL_HOME to another folder, or DATABASE_URL."
-        )
+        return "Is there space on the disk? Otherwise set COUNTERFOIL_HOME to another folder, or DATABASE_URL."
 
     def _clear_traces(self) -> None:
         """Wait for a postmaster whose keeper was killed, and forget one that is long gone.
@@ -122,9 +120,7 @@ class Postgres:
                 trace.unlink(missing_ok=True)
                 break
             if time.monotonic() > deadline:
-                raise Trouble(
-                    f"A PostgreSQL (process {pid}) already uses {self.data}. End it: kill -INT {pid}"
-                )
+                raise Trouble(f"A PostgreSQL (process {pid}) already uses {self.data}. End it: kill -INT {pid}")
             os.kill(pid, signal.SIGQUIT)
             time.sleep(0.1)
 
@@ -133,9 +129,7 @@ class Postgres:
         while True:
             assert self.process is not None
             if self.process.poll() is not None:
-                raise Trouble(
-                    f"PostgreSQL did not start. {self._advice()} {self.log} says:\n{tail(self.log)}"
-                )
+                raise Trouble(f"PostgreSQL did not start. {self._advice()} {self.log} says:\n{tail(self.log)}")
             try:
                 self.connect().close()
                 return
@@ -148,9 +142,7 @@ class Postgres:
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
         """As superuser, in autocommit."""
-        return psycopg.connect(
-            host=str(self.sockets), user=layout.SUPERUSER, dbname=database, autocommit=True
-        )
+        return psycopg.connect(host=str(self.sockets), user=layout.SUPERUSER, dbname=database, autocommit=True)
 
     def _grant(self) -> None:
         """The two roles and the database; nothing to do after the first start."""
@@ -165,9 +157,7 @@ class Postgres:
             if layout.APPLICATION not in found:
                 connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(application))
             name = sql.Identifier(layout.DATABASE)
-            if not connection.execute(
-                "SELECT FROM pg_database WHERE datname = %s", [layout.DATABASE]
-            ).fetchone():
+            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [layout.DATABASE]).fetchone():
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
 
 
