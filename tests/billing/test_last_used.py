@@ -17,9 +17,7 @@ pytestmark = pytest.mark.django_db
 def test_it_takes_the_latest_of_a_key_s_counters() -> None:
     key, unused = (books.key(books.tenant(slug)) for slug in ("acme", "globex"))
     Counter.objects.create(scope="key", owner_id=key.pk, currency="USD", last_at=books.NOON)
-    Counter.objects.create(
-        scope="key", owner_id=key.pk, currency="EUR", last_at=books.NOON + timedelta(hours=1)
-    )
+    Counter.objects.create(scope="key", owner_id=key.pk, currency="EUR", last_at=books.NOON + timedelta(hours=1))
     Counter.objects.create(scope="tenant", owner_id=unused.pk, currency="EUR", last_at=books.NOON)
     assert update_last_used() == 1
     key.refresh_from_db()

@@ -53,9 +53,7 @@ def test_it_keeps_tenants_keys_models_and_currencies_apart() -> None:
     books.record(other, charge_currency="EUR")
     books.settle_rollups()
     assert UsageHour.objects.for_tenant(acme).count() == 4
-    assert list(UsageHour.objects.for_tenant(globex).values_list("key_id", "charge_currency")) == [
-        (other.pk, "EUR")
-    ]
+    assert list(UsageHour.objects.for_tenant(globex).values_list("key_id", "charge_currency")) == [(other.pk, "EUR")]
 
 
 def test_it_splits_an_hour_at_a_local_midnight_within_it() -> None:
@@ -101,9 +99,7 @@ def test_it_waits_for_an_open_transaction_and_then_takes_what_it_wrote() -> None
     assert opened.wait(30)
     books.record(key, model="early")
     rollups.roll_up()
-    assert (
-        not UsageHour.objects.exists()
-    )  # "early" has a number above the open one: it waits, nothing is lost
+    assert not UsageHour.objects.exists()  # "early" has a number above the open one: it waits, nothing is lost
     close.set()
     writer.join()
     books.settle_rollups()
@@ -168,9 +164,7 @@ def _write(keys: list[books.APIKey], dice: random.Random) -> None:
                 with transaction.atomic():
                     for _ in range(dice.randrange(1, 6)):
                         started = books.NOON + timedelta(minutes=dice.randrange(300))
-                        request_id = books.record(
-                            dice.choice(keys), started, charge=dice.choice([None, 0, 10**12])
-                        )
+                        request_id = books.record(dice.choice(keys), started, charge=dice.choice([None, 0, 10**12]))
                         if dice.random() < 0.3:
                             books.adjustment(keys[0], request_id, started, charge=-dice.randrange(1000))
                     stop = threading.Event()
