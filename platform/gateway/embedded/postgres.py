@@ -77,18 +77,9 @@ class Postgres:
         locale = ["--locale=C.UTF-8"]
         if programs.major >= 17:
             locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-        command = [
-            programs.folder / "initdb",
-            "-D",
-            draft,
-            "-U",
-            layout.SUPERUSER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-        ]
-        code, output = self.identity.run([*command, *locale], env=children.environment())
+        command = [str(programs.folder / "initdb"), "-D", str(draft), "-U", layout.SUPERUSER]
+        command += ["-A", "trust", "-E", "UTF8", *locale]
+        code, output = self.identity.run(command, env=children.environment())
         if code:
             raise Trouble(
                 f"PostgreSQL could not make its data folder {self.data}:\n{output.strip()}\n{self._advice()}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,18 @@ class NetworkClosed(RuntimeError):
     """A test reached for another machine. Not an OSError: code under test must not swallow it."""
 
 
+def _address(host: object) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host.decode() if isinstance(host, bytes) else str(host).partition("%")[0])
+    except ValueError:
+        return None
+
+
 def _is_here(host: object) -> bool:
-    if host in (None, "", b"", "localhost", b"localhost"):
-        return True
-    try:
-        address = ip_address(host.decode() if isinstance(host, bytes) else str(host).partition("%")[0])
-    except ValueError:
-        return False
+    address = _address(host)
+    if address is None:
+        return host in (None, "", b"", "localhost", b"localhost")
     return address.is_loopback or address.is_unspecified
-
-
-def _is_address(host: object) -> bool:
-    try:
-        ip_address(host.decode() if isinstance(host, bytes) else str(host).partition("%")[0])
-    except ValueError:
-        return False
-    return True
 
 
 def _guard(event: str, arguments: tuple[Any, ...]) -> None:
@@ -42,10 +38,8 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
         address = arguments[1]
         if isinstance(address, tuple) and not _is_here(address[0]):
             raise NetworkClosed(f"Tests reach only this machine, not {address[0]}:{address[1]}.")
-    elif event == "socket.getaddrinfo":
-        # Reading a literal address asks nobody.
-        if not _is_here(arguments[0]) and not _is_address(arguments[0]):
-            raise NetworkClosed(f"Tests look up no names: {arguments[0]}.")
+    elif event == "socket.getaddrinfo" and not (_is_here(arguments[0]) or _address(arguments[0])):
+        raise NetworkClosed(f"Tests look up no names: {arguments[0]}.")
 
 
 sys.addaudithook(_guard)
