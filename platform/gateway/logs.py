@@ -1,0 +1,123 @@
+"""One JSON line per request and per event, on stderr. Never a secret, a prompt or an answer.
+
+A request's line is written by whoever answered it (gateway.server): one `orjson.dumps`, one write, about 5 µs.
+Everything else (Django, Celery, Twisted, asyncio, warnings) goes through `logging` in the same form.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+import orjson
+
+from gateway.identifiers import uuid7
+
+STDERR = 2
+LONGEST_PATH = 512
+# Set by `logging` on every record; whatever else is there came in as `extra` and is logged.
+STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+# Objects that Django and Channels attach as `extra`: their repr may carry what must not be logged.
+UNLOGGED = frozenset({"request", "server_time", "data", "context", "response"})
+
+
+@dataclass(slots=True)
+class RequestLog:
+    """What the log line of one request says. `apiv1` fills in the caller, the model and the tokens."""
+
+    method: str
+    path: str  # without the query, which may carry anything
+    request_id: UUID = field(default_factory=uuid7)  # the ledger's, too
+    started: float = field(default_factory=time.perf_counter)
+    client_request_id: str = ""
+    tenant: str = ""  # slug
+    key: str = ""  # public id
+    model: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    @property
+    def wire_id(self) -> str:
+        """The x-request-id."""
+        return "req_" + self.request_id.hex
+
+    def elapsed_ms(self) -> int:
+        return int((time.perf_counter() - self.started) * 1000)
+
+    def write(self, status: int) -> None:
+        """One line. Status 499: the client left before the answer ended."""
+        line: dict[str, object] = {
+            "time": _now(),
+            "level": "info" if status < 500 else "error",
+            "event": "request",
+            "method": self.method,
+            "path": self.path[:LONGEST_PATH],
+            "status": status,
+            "ms": round((time.perf_counter() - self.started) * 1000, 1),
+            "request_id": self.wire_id,
+        }
+        for name in ("tenant", "key", "model", "input_tokens", "output_tokens", "client_request_id"):
+            value = getattr(self, name)
+            if value not in (None, ""):
+                line[name] = value
+        emit(line)
+
+
+def emit(line: dict[str, object]) -> None:
+    """Write one line with one system call, so that lines of several processes never mix."""
+    try:
+        os.write(STDERR, orjson.dumps(line, default=repr, option=orjson.OPT_APPEND_NEWLINE))
+    except (OSError, orjson.JSONEncodeError):
+        pass  # nobody reads the log, or it is full: answering matters more
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one JSON object; tracebacks are a field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        for name, value in record.__dict__.items():
+            if name not in STANDARD and name not in UNLOGGED and not name.startswith("_"):
+                line[name] = value
+        if record.exc_info and record.exc_info[0] is not None:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def configure() -> None:
+    """Everything that `logging` carries, as JSON lines on stderr. Idempotent."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"json": {"()": JsonFormatter}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "root": {"level": "INFO", "handlers": ["stderr"]},
+            "loggers": {
+                # The request's own line says 4xx already; a 5xx has a traceback worth keeping.
+                "django.request": {"level": "ERROR"},
+                "django.channels.server": {"level": "ERROR"},
+                "daphne": {"level": "WARNING"},
+                "twisted": {"level": "WARNING"},
+                "aiohttp.access": {"level": "WARNING"},
+                "psycopg.pool": {"level": "WARNING"},
+            },
+        }
+    )
+    if not sys.warnoptions:
+        logging.captureWarnings(True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
