@@ -109,9 +109,7 @@ RULES: dict[str, Rule] = {
     ),
     "service_tier": choice("auto", "default", "flex", "scale", "priority", "fast"),
     "store": boolean(),
-    "metadata": Rule(
-        _metadata, {"type": "object", "maxProperties": 16, "additionalProperties": METADATUM.schema}
-    ),
+    "metadata": Rule(_metadata, {"type": "object", "maxProperties": 16, "additionalProperties": METADATUM.schema}),
     "moderation": record({"model": TEXT}, {"policy": mapping()}),
     "web_search_options": record(
         {}, {"search_context_size": choice("low", "medium", "high"), "user_location": LOCATION}
@@ -167,7 +165,7 @@ def _decode(raw: bytes) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    """True if the value nests deeper than MAX_DEPTH. Level by level: recursion is what deep nesting breaks."""
+    """True if the value nests deeper than MAX_DEPTH. Level by level: deep nesting breaks recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):
         parts = (part for outer in level for part in (outer.values() if type(outer) is dict else outer))
@@ -190,15 +188,11 @@ def _check_together(body: dict[str, Any]) -> None:
             "invalid_parameter_combination",
         )
     if body.get("top_logprobs") and not body.get("logprobs"):
-        raise faults.clash(
-            "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.", "top_logprobs"
-        )
+        raise faults.clash("The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.", "top_logprobs")
     if "tool_choice" in body or "function_call" in body:
         tools.check_choices(body)
     speaks = "audio" in body.get("modalities", ())
     if speaks and "audio" not in body:
         raise faults.missing("audio")
     if "audio" in body and not speaks:
-        raise faults.clash(
-            "The 'audio' parameter is only allowed when 'modalities' includes 'audio'.", "audio"
-        )
+        raise faults.clash("The 'audio' parameter is only allowed when 'modalities' includes 'audio'.", "audio")

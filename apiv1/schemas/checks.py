@@ -80,9 +80,7 @@ def string(*, low: int = 0, high: int | None = None, pattern: str | None = None)
         return value
 
     limits = {"minLength": low or None, "maxLength": high, "pattern": pattern}
-    return Rule(
-        check, {"type": "string", **{name: limit for name, limit in limits.items() if limit is not None}}
-    )
+    return Rule(check, {"type": "string", **{name: limit for name, limit in limits.items() if limit is not None}})
 
 
 def choice(*allowed: str) -> Rule:

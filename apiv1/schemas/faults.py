@@ -34,9 +34,7 @@ def no_model() -> MalformedBody:
 
 
 def missing(path: str) -> MalformedBody:
-    return MalformedBody(
-        f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter"
-    )
+    return MalformedBody(f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter")
 
 
 def wrong_type(path: str, expected: str, value: Any) -> MalformedBody:
@@ -62,8 +60,7 @@ def bad_value(path: str, value: Any, allowed: Sequence[str]) -> InvalidRequest:
 
 def bad_pattern(path: str, pattern: str) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid '{path}': string does not match pattern. "
-        f"Expected a string that matches the pattern '{pattern}'.",
+        f"Invalid '{path}': string does not match pattern. Expected a string that matches the pattern '{pattern}'.",
         param=path,
         code="invalid_value",
     )
@@ -80,8 +77,7 @@ def bad_url(path: str) -> InvalidRequest:
 def too_high(path: str, kind: str, limit: float, value: float) -> InvalidRequest:
     """`kind` is "integer" or "decimal"."""
     return InvalidRequest(
-        f"Invalid '{path}': {kind} above maximum value. "
-        f"Expected a value <= {limit}, but got {value} instead.",
+        f"Invalid '{path}': {kind} above maximum value. Expected a value <= {limit}, but got {value} instead.",
         param=path,
         code=f"{kind}_above_max_value",
     )
@@ -89,8 +85,7 @@ def too_high(path: str, kind: str, limit: float, value: float) -> InvalidRequest
 
 def too_low(path: str, kind: str, limit: float, value: float) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid '{path}': {kind} below minimum value. "
-        f"Expected a value >= {limit}, but got {value} instead.",
+        f"Invalid '{path}': {kind} below minimum value. Expected a value >= {limit}, but got {value} instead.",
         param=path,
         code=f"{kind}_below_min_value",
     )
@@ -98,8 +93,7 @@ def too_low(path: str, kind: str, limit: float, value: float) -> InvalidRequest:
 
 def empty_array(path: str) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid '{path}': empty array. "
-        "Expected an array with minimum length 1, but got an empty array instead.",
+        f"Invalid '{path}': empty array. Expected an array with minimum length 1, but got an empty array instead.",
         param=path,
         code="empty_array",
     )
@@ -134,8 +128,7 @@ def long_string(path: str, limit: int, length: int) -> InvalidRequest:
 
 def empty_string(path: str) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid '{path}': empty string. "
-        "Expected a string with minimum length 1, but got an empty string instead.",
+        f"Invalid '{path}': empty string. Expected a string with minimum length 1, but got an empty string instead.",
         param=path,
         code="string_below_min_length",
     )

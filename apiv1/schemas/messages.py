@@ -128,9 +128,7 @@ def _check_assistant(message: Message, index: int) -> None:
     if message.get("content") is not None:
         _check_content(message, index)
     elif all(message.get(name) is None for name in INSTEAD):
-        raise faults.clash(
-            "Invalid value for 'content': expected a string, got null.", f"messages.[{index}].content"
-        )
+        raise faults.clash("Invalid value for 'content': expected a string, got null.", f"messages.[{index}].content")
 
 
 def _check_tool(message: Message, index: int) -> None:
@@ -178,7 +176,7 @@ RULE = Rule(
 
 
 def _check_answers(messages: list[Message]) -> None:
-    """A tool message must answer a call of the assistant message before it; other answers may come between."""
+    """A tool message must answer a call of the assistant message before it; others may come between."""
     asked: set[str] | None = None
     for index, message in enumerate(messages):
         if message["role"] != "tool":

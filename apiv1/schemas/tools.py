@@ -89,8 +89,7 @@ def _check_chosen(chosen: dict[str, Any], tools: list[dict[str, Any]]) -> None:
 def _check_function_call(call: Any, functions: list[dict[str, Any]] | None) -> None:
     if functions is None:
         raise faults.clash(
-            "Invalid value for 'function_call': "
-            "'function_call' is only allowed when 'functions' are specified.",
+            "Invalid value for 'function_call': 'function_call' is only allowed when 'functions' are specified.",
             "function_call",
         )
     if type(call) is dict and call["name"] not in {function["name"] for function in functions}:

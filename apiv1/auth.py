@@ -1,0 +1,107 @@
+"""`Authorization: Bearer sk-cf-…` -> the calling key and its tenant, or one of three refusals.
+
+A key that is wrong, revoked, expired, unknown or mistyped gets the same answer, so that nobody learns which it
+is; that the tenant is suspended is said only to who holds the secret. Nothing is decided here on limits.
+"""
+
+from __future__ import annotations
+
+import hmac
+from datetime import UTC, datetime
+from functools import partial
+
+from django.conf import settings
+from django.http import HttpRequest
+from ninja.security.base import AuthBase
+
+from apiv1.keyring import ring
+from apiv1.requests import ApiRequest
+from gateway.errors import InvalidApiKey, MissingApiKey, TenantSuspended
+from tenants import keys
+from tenants.facts import Caller
+from tenants.models import Tenant
+
+NO_KEY = (
+    "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
+    "(i.e. Authorization: Bearer YOUR_KEY)."
+)
+
+
+class Bearer(AuthBase):
+    """Ninja's hook: puts the caller, and the way to re-read it, on the request. Runs before the body is read."""
+
+    openapi_type = "http"
+    openapi_scheme = "bearer"
+
+    async def __call__(self, request: HttpRequest) -> Caller:
+        assert isinstance(request, HttpRequest)
+        caller, digest, shown = await _identify(request.META.get("HTTP_AUTHORIZATION"))
+        known: ApiRequest = request  # type: ignore[assignment]
+        known.auth = caller
+        known.reload = partial(_reload, digest, shown)
+        known.counterfoil.tenant = caller.tenant
+        known.counterfoil.key = caller.public_id
+        return caller
+
+
+async def authenticate(authorization: str | None) -> Caller:
+    """Who sends this header; raises MissingApiKey, InvalidApiKey, TenantSuspended or Unavailable."""
+    caller, _, _ = await _identify(authorization)
+    return caller
+
+
+async def reload(caller: Caller) -> Caller:
+    """This key as the database knows it now, for whom no secret is at hand; raises as `authenticate`."""
+    return await _reload(None, keys.PREFIX + caller.public_id, caller)
+
+
+async def _identify(authorization: str | None) -> tuple[Caller, bytes, str]:
+    text = _bearer(authorization)
+    digest = keys.digest(text, settings.KEY_PEPPER.encode())
+    public_id = keys.public_id_of(text)
+    caller = await (ring.find_imported(digest) if public_id is None else ring.find(public_id))
+    return _checked(caller, digest, text), digest, text
+
+
+async def _reload(digest: bytes | None, text: str, caller: Caller) -> Caller:
+    return _checked(await ring.reread(caller.public_id), digest, text)
+
+
+def _checked(caller: Caller | None, digest: bytes | None, text: str) -> Caller:
+    """The caller if it may come in now. `digest` None: only the key itself is looked at."""
+    now = datetime.now(UTC)
+    if (
+        caller is None
+        or not (digest is None or _matches(caller, digest, now))
+        or not caller.key_active
+        or (caller.key_expires_at is not None and caller.key_expires_at <= now)
+    ):
+        raise refusal(text)
+    if caller.tenant_status != Tenant.Status.ACTIVE:
+        raise TenantSuspended(f"The tenant `{caller.tenant}` is not active. Please contact your administrator.")
+    return caller
+
+
+def _matches(caller: Caller, digest: bytes, now: datetime) -> bool:
+    """True if one of the key's secrets in force has this digest. Compares all of them, in constant time."""
+    found = False
+    for known, expires_at in caller.secrets:
+        found |= hmac.compare_digest(known, digest) and (expires_at is None or expires_at > now)
+    return found
+
+
+def _bearer(authorization: str | None) -> str:
+    scheme, _, text = (authorization or "").strip().partition(" ")
+    text = text.strip()
+    if scheme.lower() != "bearer" or not text:
+        raise MissingApiKey(NO_KEY)
+    # Django decodes headers as latin-1; a key is what its bytes say in UTF-8.
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
+
+
+def refusal(text: str) -> InvalidApiKey:
+    """The one answer to every key that does not open. It shows the client's own text masked."""
+    shown = keys.masked(text).encode("ascii", "replace").decode()
+    return InvalidApiKey(
+        f"Incorrect API key provided: {shown}. Ask the administrator of this service for a valid API key."
+    )

@@ -1,0 +1,42 @@
+"""GET /models and /models/{id}: what the key may call. Ids may hold `/` and `:`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from django.http import HttpResponse
+from ninja import Router
+
+from apiv1.requests import ApiRequest
+from gateway import pipeline, routing, snapshots
+from gateway.catalogue.snapshot import ModelFacts
+from gateway.errors import ModelNotFound
+
+router = Router(tags=["Models"])
+
+
+@router.get("/models", summary="List models", operation_id="listModels")
+async def list_models(request: ApiRequest) -> HttpResponse:
+    """The models that this key may call, by id. Not paginated."""
+    models = await pipeline.permitted_models(request.auth, request.reload)
+    return _answer({"object": "list", "data": [model_object(facts) for facts in models]})
+
+
+@router.get("/models/{path:model}", summary="Retrieve model", operation_id="retrieveModel")
+async def retrieve_model(request: ApiRequest, model: str) -> HttpResponse:
+    """One model, by its id or an alias of it."""
+    caller = await pipeline.ensure_fresh(request.auth, request.reload)
+    try:
+        facts = routing.find_model(await snapshots.catalogue(), caller, model)
+    except ModelNotFound as exc:
+        raise ModelNotFound(exc.message, param="model") from None
+    return _answer(model_object(facts))
+
+
+def model_object(facts: ModelFacts) -> dict[str, Any]:
+    return {"id": facts.public_id, "object": "model", "created": facts.created, "owned_by": facts.owned_by}
+
+
+def _answer(value: dict[str, Any]) -> HttpResponse:
+    return HttpResponse(orjson.dumps(value), content_type="application/json")
