@@ -59,6 +59,10 @@ class Keeper:
         except Trouble as trouble:
             log.error("%s", trouble)
             self._write_ready(f"failed {trouble}")  # whoever waits for us shows it
+        except Exception as error:
+            log.exception("unexpected")
+            self._write_ready(f"failed {type(error).__name__}: {error}. See {self.home / 'logs' / 'keeper.log'}.")
+            raise
         finally:
             for engine in [self.valkey, self.postgres]:
                 if engine:

@@ -148,7 +148,7 @@ class Postgres:
             if layout.APPLICATION not in found:
                 connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(application))
             name = sql.Identifier(layout.DATABASE)
-            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [layout.DATABASE]).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [layout.DATABASE]).fetchone():
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
 
 
