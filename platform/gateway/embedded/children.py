@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from gateway.embedded.trouble import Trouble
+
 NOBODY = 65534
 PR_SET_PDEATHSIG = 1
 CLONE_NEWUSER = 0x10000000
@@ -118,11 +120,15 @@ class Identity:
         return process.returncode, output.decode(errors="replace")
 
     def own(self, folder: Path) -> None:
-        """Make a folder that only this identity can enter."""
+        """Make a folder that only this identity can enter. Raises Trouble if it is somebody else's."""
+        user = NOBODY if self.kind == "nobody" else os.geteuid()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = folder.lstat().st_uid
+        if folder.is_symlink() or owner not in (user, os.geteuid()):
+            raise Trouble(f"{folder} belongs to user {owner}. Set COUNTERFOIL_HOME to another, shorter path.")
         folder.chmod(0o700)
-        if self.kind == "nobody":
-            os.chown(folder, NOBODY, NOBODY)
+        if user != owner:
+            os.chown(folder, user, user)
 
 
 def stop(process: subprocess.Popen[bytes], *, by: Sequence[tuple[int, float]]) -> None:

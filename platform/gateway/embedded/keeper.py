@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 
-from gateway.embedded import children, locks
+from gateway.embedded import children, layout, locks
 from gateway.embedded.postgres import Postgres
 from gateway.embedded.trouble import Trouble
 from gateway.embedded.valkey import Valkey
@@ -67,6 +68,8 @@ class Keeper:
             for engine in [self.valkey, self.postgres]:
                 if engine:
                     engine.stop()
+            if layout.sockets(self.home).parent != self.home:
+                shutil.rmtree(layout.sockets(self.home), ignore_errors=True)
             log.info("stopped")
 
     def _watch(self, users: int) -> None:
