@@ -157,9 +157,7 @@ LOGIN_URL = "admin:login"
 HTTPS = environment.flag("HTTPS", PRODUCTION)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = environment.integer("SECURE_HSTS_SECONDS", 31_536_000 if HTTPS else 0)
-SECURE_PROXY_SSL_HEADER = (
-    ("HTTP_X_FORWARDED_PROTO", "https") if environment.flag("BEHIND_PROXY", False) else None
-)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if environment.flag("BEHIND_PROXY", False) else None
 SECURE_REDIRECT_EXEMPT = [".*"]  # TLS is the proxy's work; never redirect an API call
 LOGGING_CONFIG = None  # gateway.logs.configure() is called by GatewayConfig.ready
 

@@ -1,0 +1,94 @@
+"""The sidebar. Unfold hides every model that a custom sidebar does not list, so what this list does not know
+is put into a last group of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Model
+from django.http import HttpRequest
+from django.urls import reverse
+
+from gateway.ledger.models import WorkItem
+
+Entry = tuple[str, str]  # model label, icon
+
+GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
+    ("Customers", (("tenants.Tenant", "apartment"), ("tenants.APIKey", "key"))),
+    (
+        "Catalogue",
+        (
+            ("catalogue.Provider", "dns"),
+            ("catalogue.Model", "neurology"),
+            ("catalogue.Deployment", "account_tree"),
+            ("catalogue.Price", "sell"),
+        ),
+    ),
+    (
+        "Books",
+        (
+            ("ledger.UsageRecord", "receipt_long"),
+            ("ledger.Adjustment", "edit_note"),
+            ("ledger.WorkItem", "assignment_late"),
+            ("ledger.DeadLetter", "mark_email_unread"),
+        ),
+    ),
+    (
+        "Operations",
+        (("ledger.Hold", "pending"), ("ledger.Process", "memory"), ("ledger.Counter", "pin")),
+    ),
+    (
+        "People",
+        (("auth.User", "person"), ("auth.Group", "group"), ("authtoken.TokenProxy", "vpn_key")),
+    ),
+)
+MORE_ICON = "table_rows"
+
+
+def groups(request: HttpRequest) -> list[dict[str, Any]]:
+    """Unfold's navigation for this user: only what the user may view."""
+    registered = {model._meta.label: model for model in admin.site._registry}
+    known = {label for _, entries in GROUPS for label, _ in entries}
+    more = tuple((label, MORE_ICON) for label in sorted(set(registered) - known))
+    start = {"title": "", "items": [_page("Dashboard", "dashboard", "admin:index")]}
+    if request.user.has_perm("ledger.view_usagerecord"):
+        start["items"].append(_page("Live feed", "bolt", "admin:live_feed"))
+    result = [start]
+    for title, entries in (*GROUPS, ("More", more)):
+        items = [
+            _model(registered[label], icon)
+            for label, icon in entries
+            if label in registered and _may_view(registered[label], request)
+        ]
+        if items:
+            result.append({"title": title, "items": items})
+    return result
+
+
+def open_work() -> str:
+    """How many items wait in the work queue, counted up to 100; empty if none."""
+    count = len(WorkItem.objects.filter(resolved_at=None).values_list("pk")[:100])
+    return "" if not count else "99+" if count == 100 else str(count)
+
+
+def _page(title: str, icon: str, name: str) -> dict[str, Any]:
+    return {"title": title, "icon": icon, "link": reverse(name)}
+
+
+def _model(model: type[Model], icon: str) -> dict[str, Any]:
+    meta = model._meta
+    name = str(meta.verbose_name_plural)
+    item = {
+        "title": name[:1].upper() + name[1:],
+        "icon": icon,
+        "link": reverse(f"admin:{meta.app_label}_{meta.model_name}_changelist"),
+    }
+    if model is WorkItem:
+        item["badge"] = open_work()
+    return item
+
+
+def _may_view(model: type[Model], request: HttpRequest) -> bool:
+    return admin.site._registry[model].has_view_or_change_permission(request)

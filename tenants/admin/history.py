@@ -1,0 +1,57 @@
+"""What every configuration model's admin shares: Unfold's look, and a history that can be read, not undone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from simple_history.admin import SimpleHistoryAdmin
+from unfold.admin import ModelAdmin
+
+
+class HistoryAdmin(SimpleHistoryAdmin, ModelAdmin):
+    """Reverting would write an old row back whole: a revoked key would live again, a credential would go."""
+
+    compressed_fields = True
+    warn_unsaved_form = True
+    list_filter_submit = True
+    show_full_result_count = False
+
+    def revert_disabled(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return True
+
+    def history_form_view(
+        self, request: HttpRequest, object_id: str, version_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if request.method not in ("GET", "HEAD"):
+            raise PermissionDenied("A former version can be looked at, not restored.")
+        return super().history_form_view(request, object_id, version_id, extra_context)
+
+    # ---- deleting: what the books point at stays ----
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Without "delete selected": one at a time, so that each refusal can say why."""
+        actions: dict[str, Any] = super().get_actions(request)
+        actions.pop("delete_selected", None)
+        return actions
+
+    def why_kept(self, obj: Any) -> str:
+        """Why this object cannot be deleted, and what to do instead; empty if it can."""
+        return ""
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        obj = self.get_object(request, object_id)
+        reason = self.why_kept(obj) if obj is not None else ""
+        if not reason:
+            return super().delete_view(request, object_id, extra_context)
+        if not self.has_view_or_change_permission(request, obj):
+            raise PermissionDenied
+        self.message_user(request, reason, messages.WARNING)
+        meta = self.model._meta
+        return HttpResponseRedirect(reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[object_id]))

@@ -1,0 +1,3 @@
+from tests.cast import acme, admin, browser, finance, globex
+
+__all__ = ["acme", "admin", "browser", "finance", "globex"]
