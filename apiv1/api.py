@@ -5,9 +5,10 @@ A new endpoint is a file with a `router`, added at the end of this one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, URLResolver, path, re_path
@@ -21,7 +22,7 @@ from apiv1.errors import invalid_url, respond, wrong_method
 from gateway import __version__
 from gateway.errors import GatewayError
 
-View = Callable[..., Awaitable[HttpResponseBase]]
+View = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
 
 
 class Wire(NinjaAPI):
@@ -36,7 +37,8 @@ class Wire(NinjaAPI):
         for bound in self._get_bound_routers():
             for route, operations in bound.path_operations.items():
                 methods = {method for operation in operations.operations for method in operation.methods}
-                view = guarded(operations.get_view(), methods)
+                view = operations.get_view()
+                view = guarded(view if operations.is_async else sync_to_async(view), methods)
                 plain = replace_path_param_notation("/".join([bound.prefix, route])).replace("//", "/").strip("/")
                 name = self.get_operation_url_name(operations.operations[0], bound.template)
                 # With and without the slash: a redirect would turn a POST into a GET. The slash first, since

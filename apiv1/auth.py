@@ -35,7 +35,7 @@ class Bearer(AuthBase):
 
     async def __call__(self, request: HttpRequest) -> Caller:
         assert isinstance(request, HttpRequest)
-        caller, digest, shown = await _identify(request.META.get("HTTP_AUTHORIZATION"))
+        caller, digest, shown = await _identify(request.headers.get("authorization"))
         known: ApiRequest = request  # type: ignore[assignment]
         known.auth = caller
         known.reload = partial(_reload, digest, shown)

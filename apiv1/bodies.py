@@ -16,7 +16,7 @@ def json_body(request: HttpRequest) -> bytes:
 
     No content type at all is taken for JSON, as is one with parameters (`; charset=utf-8`).
     """
-    sent: str = request.META.get("CONTENT_TYPE") or JSON
+    sent: str = request.headers.get("content-type") or JSON
     if sent != JSON and sent.partition(";")[0].strip().lower() != JSON:
         raise unsupported(sent)
     body = request.body

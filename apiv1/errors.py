@@ -73,7 +73,7 @@ def translated(exc: BaseException, request: HttpRequest | None = None) -> Gatewa
     if isinstance(exc, Http404):
         return invalid_url(request) if request is not None else NotFound("Not found.")
     if isinstance(exc, RequestDataTooBig):
-        return body_too_large(int(request.META.get("CONTENT_LENGTH") or 0) if request is not None else 0)
+        return body_too_large(int(request.headers["content-length"]) if request is not None else 0)
     if isinstance(exc, ClientLeft):
         return InvalidRequest("The request body ended early.")
     if isinstance(exc, AuthenticationError):
