@@ -11,6 +11,7 @@ import logging.config
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -54,7 +55,7 @@ class RequestLog:
         """One line. Status 499: the client left before the answer ended."""
         line: dict[str, object] = {
             "time": _now(),
-            "level": "info" if status < 500 else "error",
+            "level": "info" if status < 500 else "warning" if status == 503 else "error",
             "event": "request",
             "method": self.method,
             "path": self.path[:LONGEST_PATH],
@@ -71,10 +72,8 @@ class RequestLog:
 
 def emit(line: dict[str, object]) -> None:
     """Write one line with one system call, so that lines of several processes never mix."""
-    try:
+    with suppress(OSError, orjson.JSONEncodeError):  # nobody reads the log, or it is full: answering matters more
         os.write(STDERR, orjson.dumps(line, default=repr, option=orjson.OPT_APPEND_NEWLINE))
-    except (OSError, orjson.JSONEncodeError):
-        pass  # nobody reads the log, or it is full: answering matters more
 
 
 class JsonFormatter(logging.Formatter):
@@ -95,18 +94,23 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
+def has_traceback(record: logging.LogRecord) -> bool:
+    """For django.request: the request's own line says the status already, a traceback is worth keeping."""
+    return record.exc_info is not None
+
+
 def configure() -> None:
     """Everything that `logging` carries, as JSON lines on stderr. Idempotent."""
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
+            "filters": {"traceback": {"()": lambda: has_traceback}},
             "formatters": {"json": {"()": JsonFormatter}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
             "root": {"level": "INFO", "handlers": ["stderr"]},
             "loggers": {
-                # The request's own line says 4xx already; a 5xx has a traceback worth keeping.
-                "django.request": {"level": "ERROR"},
+                "django.request": {"level": "ERROR", "filters": ["traceback"]},
                 "django.channels.server": {"level": "ERROR"},
                 "daphne": {"level": "WARNING"},
                 "twisted": {"level": "WARNING"},

@@ -102,6 +102,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "gateway.server.middleware.boundary",  # first: it gives every answer its id, and the API's its form
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "corsheaders.middleware.CorsMiddleware",
@@ -179,4 +180,6 @@ CORS_EXPOSE_HEADERS = [
     "openai-version",
     "retry-after",
     "retry-after-ms",
+    "x-should-retry",
+    *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
 ]

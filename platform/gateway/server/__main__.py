@@ -1,0 +1,69 @@
+"""`python -m gateway.server [--host HOST] [--port PORT] [--fd N]`: one server process.
+
+`--fd` is a listening socket inherited from a supervisor, so that several processes share one port.
+Exit status: 0 after a drain, 1 if a system check fails or the address is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from gateway.server import reactor  # first of all: Twisted lets itself be installed only once
+
+reactor.install()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+    import django
+
+    django.setup()
+    from django.conf import settings
+
+    parser = argparse.ArgumentParser(prog="python -m gateway.server", description=__doc__)
+    parser.add_argument("--host", default=settings.HOST)
+    parser.add_argument("--port", type=int, default=settings.PORT)
+    parser.add_argument("--fd", type=int, default=None, help="an inherited listening socket")
+    options = parser.parse_args(arguments)
+    return 1 if not checks_pass() else serve(options)
+
+
+def checks_pass() -> bool:
+    """Print what `manage.py check` would refuse, with its hint."""
+    from django.core.checks import run_checks
+
+    serious = [message for message in run_checks() if message.is_serious() and not message.is_silenced()]
+    for message in serious:
+        print(message, file=sys.stderr)
+    return not serious
+
+
+def serve(options: argparse.Namespace) -> int:
+    from django.conf import settings
+    from twisted.internet.error import CannotListenError
+
+    from gateway.asgi import application
+    from gateway.server import books
+    from gateway.server.daphne import Server
+
+    server = Server(
+        application,
+        host=options.host,
+        port=options.port,
+        fd=options.fd,
+        drain_seconds=settings.DRAIN_SECONDS,
+        on_stop=books.stop,
+    )
+    books.start()
+    try:
+        server.run()
+    except CannotListenError as problem:
+        print(f"Cannot listen on {options.host}:{options.port}: {problem.socketError}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

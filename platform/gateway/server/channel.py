@@ -1,0 +1,243 @@
+"""A TCP connection that speaks HTTP/1.x: limits, time-outs, refusals, back-pressure.
+
+Twisted's HTTPChannel parses. This subclass adds what it lacks: a limit on bodies that holds without reading
+them, answers in OpenAI's form to malformed requests, a lingering close (closing a socket with unread input
+resets it, and the client never sees the answer), `drained()` for writers, and one sweep over all connections
+instead of two timers per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from twisted.internet.address import IPv4Address
+from twisted.protocols.basic import LineReceiver
+from twisted.web import http
+
+from apiv1.errors import body_too_large
+from gateway.errors import GatewayError
+from gateway.logs import RequestLog
+from gateway.server import envelope
+from gateway.server.exchange import Exchange
+from gateway.server.refusals import refusal
+
+if TYPE_CHECKING:
+    from gateway.server.daphne import Server
+
+KEEP_ALIVE_SECONDS = 75  # longer than the idle time-out of usual load balancers (60 s), or they meet resets
+RECEIVE_SECONDS = 60  # without a byte, in the middle of a request
+HEAD_SECONDS = 30  # for a whole request line and headers
+STALL_SECONDS = 300  # a reader that takes nothing at all
+LINGER_SECONDS = 10
+
+
+class Channel(http.HTTPChannel):
+    requestFactory = Exchange
+    maxHeaders = 200
+    totalHeadersSize = 65_536  # as nginx's 4 x 16k; long cookies and tracing headers fit
+    MAX_LENGTH = 65_536
+
+    factory: Factory
+    requests: list[Exchange]
+    draining = False
+    refused = False
+    head_started = 0.0
+    stalled_since = 0.0
+
+    def __init__(self, factory: Factory) -> None:
+        super().__init__()
+        self.factory = factory
+        self.active = time.monotonic()
+        self._drained: asyncio.Future[None] | None = None
+
+    # ---- connection ---------------------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        self.factory.channels.add(self)
+        self.peer, self.local = self.transport.getPeer(), self.transport.getHost()
+        if isinstance(self.peer, IPv4Address) or hasattr(self.peer, "port"):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)  # a client that vanished without a FIN
+        self._networkProducer = self.transport
+        self.transport.registerProducer(self, True)
+
+    def connectionLost(self, reason: Any) -> None:
+        self.factory.forget(self)
+        for exchange in self.requests:
+            exchange.connectionLost(reason)
+        self._wake()
+
+    @property
+    def busy(self) -> bool:
+        """A request is arriving or being answered."""
+        return bool(self.requests) and not self.refused
+
+    def dataReceived(self, data: bytes) -> None:
+        self.active = time.monotonic()
+        if self.refused:
+            return  # lingering: what the client still sends is read and dropped
+        LineReceiver.dataReceived(self, data)
+
+    # ---- reading a request --------------------------------------------------------------------------------
+
+    def lineReceived(self, line: bytes) -> None:
+        if not self.requests:
+            self.head_started = self.active
+        super().lineReceived(line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse(envelope.for_status(431))
+
+    def checkPersistence(self, request: Exchange, version: bytes) -> bool:
+        values = request.requestHeaders._rawHeaders.get(b"Connection", ())
+        close = any(token.strip().lower() == b"close" for value in values for token in value.split(b","))
+        return version == b"HTTP/1.1" and not close and not self.draining
+
+    def allHeadersReceived(self) -> None:
+        exchange = self.requests[-1]
+        self.head_started = 0.0
+        self.persistent = self.checkPersistence(exchange, self._version)
+        if self.length is not None and self.length > settings.MAX_BODY_BYTES:
+            self.refuse(body_too_large(self.length))
+            return
+        expect = exchange.requestHeaders._rawHeaders.get(b"Expect")
+        if expect and expect[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
+            self._send100Continue()
+
+    def allContentReceived(self) -> None:
+        if not self.refused:
+            super().allContentReceived()
+
+    # ---- refusing ------------------------------------------------------------------------------------------
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        too_many = self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders
+        self.refuse(envelope.for_status(431 if too_many else 400))
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer a request that no application will see, then close once the client has stopped sending."""
+        if self.refused or self.transport.disconnecting:
+            return
+        self.refused = True
+        exchange = self.requests[-1] if self.requests else None
+        if exchange is not None and exchange.method_known:
+            method, target = exchange.method, exchange.path
+        else:
+            method, target = getattr(self, "_command", b""), getattr(self, "_path", b"")
+        log = RequestLog(method.decode("latin1"), target.partition(b"?")[0].decode("latin1"))
+        origins = exchange.requestHeaders._rawHeaders.get(b"Origin") if exchange is not None else None
+        self.transport.write(refusal(error, log, origins[0] if origins else None))
+        self.transport.loseWriteConnection()
+        self.factory.loop.call_later(LINGER_SECONDS, self.abort)
+        log.write(error.status)
+
+    def abort(self) -> None:
+        if not self.transport.disconnected:
+            self.transport.abortConnection()
+
+    # ---- writing ---------------------------------------------------------------------------------------------
+
+    def push(self, data: bytes) -> None:
+        """Write now if the socket takes it, without a turn of the loop and two calls of epoll_ctl."""
+        transport = self.transport
+        if transport.dataBuffer or transport._tempDataBuffer or not transport.connected:
+            transport.write(data)
+            return
+        try:
+            sent = transport.socket.send(data)
+        except OSError:
+            sent = 0  # full, or broken: then the reactor finds out and closes
+        if sent < len(data):
+            transport.write(data[sent:] if sent else data)
+
+    def pauseProducing(self) -> None:
+        super().pauseProducing()
+        self.stalled_since = time.monotonic()
+
+    def resumeProducing(self) -> None:
+        self.stalled_since = 0.0
+        super().resumeProducing()
+        self._wake()
+
+    @property
+    def full(self) -> bool:
+        return bool(self._waitingForTransport)
+
+    async def drained(self) -> None:
+        """Until the client has taken what was written, or left."""
+        while self._waitingForTransport and not self.transport.disconnected:
+            self._drained = self._drained or self.factory.loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def _wake(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    # ---- ending ------------------------------------------------------------------------------------------------
+
+    def requestDone(self, request: Exchange) -> None:
+        self.active = time.monotonic()
+        if self.draining:
+            self.persistent = False
+        super().requestDone(request)
+
+    def check_time(self, now: float) -> None:
+        """Close a connection that is idle, too slow to send, or that reads nothing at all."""
+        if self.stalled_since and now - self.stalled_since > STALL_SECONDS:
+            self.abort()
+        elif not self.requests:
+            if now - self.active > KEEP_ALIVE_SECONDS:
+                self.loseConnection()
+        elif not self._handlingRequest and self._too_slow(now):
+            self.refuse(envelope.for_status(408))
+
+    def _too_slow(self, now: float) -> bool:
+        head_late = self.head_started and now - self.head_started > HEAD_SECONDS
+        return bool(head_late) or now - self.active > RECEIVE_SECONDS
+
+    def drain(self) -> None:
+        """Take what has arrived already, then close as soon as nothing is running."""
+        if not self.busy and not self.transport.disconnecting:
+            self.transport.doRead()
+        self.draining = True
+        self.persistent = False
+        if not self.busy:
+            self.loseConnection()
+
+
+class Factory(http.HTTPFactory):
+    """Makes channels, knows the open ones, and sweeps them for time-outs."""
+
+    SWEEP_SECONDS = 5
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(timeout=None)
+        self.server = server
+        self.loop = loop
+        self.channels: set[Channel] = set()
+
+    def buildProtocol(self, addr: object) -> Channel:
+        return Channel(self)
+
+    def startFactory(self) -> None:
+        self._sweeper = self.loop.call_later(self.SWEEP_SECONDS, self._sweep)
+
+    def stopFactory(self) -> None:
+        pass  # channels outlive the listening socket while the server drains
+
+    def log(self, request: object) -> None:
+        pass  # the request's line is written by whoever answered it
+
+    def forget(self, channel: Channel) -> None:
+        self.channels.discard(channel)
+        self.server.channel_closed()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for channel in list(self.channels):
+            channel.check_time(now)
+        self._sweeper = self.loop.call_later(self.SWEEP_SECONDS, self._sweep)

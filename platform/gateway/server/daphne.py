@@ -1,0 +1,160 @@
+"""The server: Daphne's, with our channels, a drain on SIGTERM and a life-cycle for the desk.
+
+SIGTERM or SIGINT: stop accepting, close idle connections and WebSockets, let running requests and streams end
+within DRAIN_SECONDS, then cancel them (the pipeline books them), then stop the desk, which writes what it
+still has. A second signal skips the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gateway.server import reactor as reactors
+
+reactor = reactors.install()  # before Daphne is imported: it would install its own
+
+from daphne import server as stock  # noqa: E402
+from daphne.ws_protocol import WebSocketFactory  # noqa: E402
+from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
+
+from gateway.server import state  # noqa: E402
+from gateway.server.channel import Factory  # noqa: E402
+from gateway.server.exchange import Exchange  # noqa: E402
+
+logger = logging.getLogger("gateway.server")
+
+BACKLOG = 1024
+CANCEL_SECONDS = 10  # for cancelled requests to be booked
+GOING_AWAY = 1001
+
+
+class Server(stock.Server):
+    def __init__(
+        self,
+        application: Callable[..., Awaitable[None]],
+        *,
+        host: str,
+        port: int,
+        fd: int | None = None,
+        drain_seconds: float = 20,
+        on_stop: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(application, endpoints=["unused"], server_name="", verbosity=1)
+        self.host, self.port, self.fd = host, port, fd
+        self.drain_seconds = drain_seconds
+        self.on_stop = on_stop
+        self.loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
+        self.exchanges: set[Exchange] = set()
+        self.connections: dict[Any, dict[str, Any]] = {}  # WebSockets; Daphne's own bookkeeping
+        self.http_factory = Factory(self, self.loop)
+        self._signals = 0
+        self._hurry = asyncio.Event()
+        self._quiet = asyncio.Event()
+
+    # ---- start -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until stopped. Raises OSError if the address cannot be listened on."""
+        globalLogBeginner.beginLoggingTo([STDLibLogObserver("twisted")], redirectStandardIO=False)
+        asyncio.set_event_loop(self.loop)
+        self.ws_factory = WebSocketFactory(self, server="")
+        self.ws_factory.setProtocolOptions(
+            autoPingTimeout=self.ping_timeout,
+            allowNullOrigin=True,
+            openHandshakeTimeout=self.websocket_handshake_timeout,
+            maxMessagePayloadSize=self.websocket_max_message_size,
+            maxFramePayloadSize=self.websocket_max_frame_size,
+        )
+        self.listener = self._listen()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self.on_signal)
+        reactor.callLater(1, self.application_checker)
+        reactor.callLater(2, self.timeout_checker)
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the process: never look at it again
+        address = self.listener.getHost()
+        logger.info("listening", extra={"host": address.host, "port": address.port, "pid": os.getpid()})
+        reactor.run(installSignalHandlers=False)
+
+    def _listen(self) -> Any:
+        if self.fd is None:
+            return reactor.listenTCP(self.port, self.http_factory, backlog=BACKLOG, interface=self.host)
+        with socket.socket(fileno=os.dup(self.fd)) as inherited:
+            inherited.setblocking(False)
+            return reactor.adoptStreamPort(self.fd, inherited.family, self.http_factory)
+
+    # ---- stop --------------------------------------------------------------------------------------------------
+
+    def on_signal(self) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._draining = self.loop.create_task(self.drain())
+        else:
+            self._hurry.set()
+
+    async def drain(self) -> None:
+        state.draining = True
+        logger.info("draining", extra={"running": len(self.exchanges), "seconds": self.drain_seconds})
+        for step in (self._let_finish, self._cancel_rest, self.on_stop):
+            try:
+                await step()
+            except Exception:
+                logger.exception("A step of the drain failed")
+        logger.info("stopped")
+        reactor.stop()
+
+    async def _let_finish(self) -> None:
+        self.listener.doRead()  # connections that the kernel has accepted for us already
+        await self.listener.stopListening().asFuture(self.loop)
+        for channel in list(self.http_factory.channels):
+            channel.drain()
+        for protocol in list(self.connections):
+            protocol.sendClose(code=GOING_AWAY)
+        waits = [self.loop.create_task(self._hurry.wait()), self.loop.create_task(self._all_done())]
+        await asyncio.wait(waits, timeout=self.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _all_done(self) -> None:
+        while self.exchanges or any(channel.busy for channel in self.http_factory.channels):
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def _cancel_rest(self) -> None:
+        tasks = {exchange.task for exchange in self.exchanges if exchange.task is not None}
+        tasks |= {
+            future
+            for details in self.connections.values()
+            if (future := details.get("application_instance")) is not None and not future.done()
+        }
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            logger.warning("cancelled", extra={"requests": len(tasks)})
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        for channel in list(self.http_factory.channels):
+            channel.loseConnection()
+
+    # ---- bookkeeping -------------------------------------------------------------------------------------------
+
+    def exchange_ended(self) -> None:
+        if state.draining:
+            self._quiet.set()
+
+    def channel_closed(self) -> None:
+        if state.draining:
+            self._quiet.set()
+
+    def protocol_connected(self, protocol: Any) -> None:
+        self.connections[protocol] = {"connected": self.loop.time()}
+
+    def protocol_disconnected(self, protocol: Any) -> None:
+        if protocol in self.connections:  # an Exchange that became a WebSocket is not
+            super().protocol_disconnected(protocol)

@@ -1,0 +1,3 @@
+"""What this process is doing, for /readyz."""
+
+draining = False

@@ -1,0 +1,23 @@
+"""Every HTTP route. What is under API_PREFIX answers in OpenAI's form whatever happens (gateway.server)."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.contrib import admin
+from django.urls import path
+from django.views.generic import RedirectView
+
+from apiv1.api import api
+from gateway.server import pages
+
+prefix = settings.API_PREFIX.strip("/")
+
+urlpatterns = [
+    path("", pages.index, name="index"),
+    path("health", pages.health, name="health"),
+    path("livez", pages.livez, name="livez"),
+    path("readyz", pages.readyz, name="readyz"),
+    path("admin", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/", admin.site.urls),
+    path(f"{prefix}/" if prefix else "", api.urls),
+]
