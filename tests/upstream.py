@@ -142,17 +142,13 @@ class Upstream:
 
     def __enter__(self) -> Self:
         ready = threading.Event()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self.run(ready)), name="upstream", daemon=True
-        )
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.run(ready)), name="upstream", daemon=True)
         self._thread.start()
         if not ready.wait(10):
             raise RuntimeError("the scripted upstream did not start")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -194,16 +190,13 @@ class Upstream:
     async def _read(self, first: bytes, reader: asyncio.StreamReader) -> Served:
         lines = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines[1:] if line)
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         method, target, _ = lines[0].split(" ", 2)
         return Served(len(self.served), f"{method} {target}", headers, raw)
 
-    async def _serve(
-        self, request: Served, writer: asyncio.StreamWriter, closed: asyncio.Task[bytes]
-    ) -> bool:
+    async def _serve(self, request: Served, writer: asyncio.StreamWriter, closed: asyncio.Task[bytes]) -> bool:
         """Whether the connection may be used for another request."""
         request.connect(writer, closed)
         if not request.target.startswith("POST /v1/"):
@@ -220,9 +213,7 @@ class Upstream:
         return request.outcome == "whole"
 
     async def _desk(self, request: Served) -> None:
-        answer: dict[str, Any] = {
-            "error": {"message": "no such page", "type": None, "param": None, "code": None}
-        }
+        answer: dict[str, Any] = {"error": {"message": "no such page", "type": None, "param": None, "code": None}}
         if request.target == "GET /stats":
             answer = self.stats()
         elif request.target == "POST /reset":
@@ -239,9 +230,7 @@ class Upstream:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8120)
     upstream = Upstream(parser.parse_args().port)
     print(f"scripted upstream on {upstream.url}", file=sys.stderr)

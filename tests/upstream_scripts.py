@@ -23,9 +23,7 @@ class Exchange(Protocol):
     usage: Json | None  # the usage that was sent, for /stats
     events: int  # content events that were written whole
 
-    async def head(
-        self, status: int = 200, headers: Json | None = None, length: int | None = None
-    ) -> None: ...
+    async def head(self, status: int = 200, headers: Json | None = None, length: int | None = None) -> None: ...
     async def write(self, data: bytes) -> None: ...
     async def end(self) -> None: ...
     async def pause(self, seconds: float) -> None: ...
@@ -78,12 +76,8 @@ def body(value: Any, status: int = 200, headers: Json | None = None) -> Script:
     return Raw((data,), status, {"content-type": "application/json", **(headers or {})}, len(data))
 
 
-def error(
-    status: int, message: str = "upstream says no", headers: Json | None = None, **fields: Any
-) -> Script:
-    return body(
-        {"error": {"message": message, "type": None, "param": None, "code": None, **fields}}, status, headers
-    )
+def error(status: int, message: str = "upstream says no", headers: Json | None = None, **fields: Any) -> Script:
+    return body({"error": {"message": message, "type": None, "param": None, "code": None, **fields}}, status, headers)
 
 
 def html(status: int = 502) -> Script:
@@ -123,9 +117,7 @@ class Answer:
             await exchange.pause(self.delay)
         count = exchange.body.get("n") or 1
         message = {"role": "assistant", "content": self.text, **self.message}
-        choices = [
-            {"index": i, "message": message, "finish_reason": "stop", **self.choice} for i in range(count)
-        ]
+        choices = [{"index": i, "message": message, "finish_reason": "stop", **self.choice} for i in range(count)]
         value = {**UPSTREAM_HEAD, "object": "chat.completion", "choices": choices}
         if self.usage:
             exchange.usage = value["usage"] = usage_of(exchange.body, count * len((self.text or "").split()))
@@ -175,9 +167,7 @@ class Stream:
             for sent, chunk in enumerate(chunks, 1 - count * self.role):
                 chunk["usage"] = usage_of(exchange.body, max(sent, 0))
         if self.finish:
-            chunks += [
-                {"choices": [{"index": i, "delta": {}, "finish_reason": self.finish}]} for i in range(count)
-            ]
+            chunks += [{"choices": [{"index": i, "delta": {}, "finish_reason": self.finish}]} for i in range(count)]
         asked = (exchange.body.get("stream_options") or {}).get("include_usage")
         if self.usage == "merged":
             chunks[-1]["usage"] = total

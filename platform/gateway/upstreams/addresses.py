@@ -76,19 +76,13 @@ def check_base_url(url: str, *, allow_private: bool, allow_loopback: bool) -> No
     except ValueError as exc:
         raise AddressRefused(f"The base URL cannot be read: {exc}. Expected https://host/v1.") from exc
     if parts.scheme not in ("http", "https"):
-        raise AddressRefused(
-            "The base URL must start with https:// (or http://), for example https://host/v1."
-        )
+        raise AddressRefused("The base URL must start with https:// (or http://), for example https://host/v1.")
     if not host or port == 0:
         raise AddressRefused("The base URL needs a host, for example https://host/v1.")
     if "@" in parts.netloc:
-        raise AddressRefused(
-            "Leave user name and password out of the base URL; the key goes into the credential."
-        )
+        raise AddressRefused("Leave user name and password out of the base URL; the key goes into the credential.")
     if "?" in url or "#" in url:
-        raise AddressRefused(
-            "Leave ?… and #… out of the base URL; it ends with a path, as in https://host/v1."
-        )
+        raise AddressRefused("Leave ?… and #… out of the base URL; it ends with a path, as in https://host/v1.")
     if "%" in parts.netloc:
         raise AddressRefused("The host of the base URL may hold no % signs.")
     _check_host(host, Rules(allow_private, allow_loopback))

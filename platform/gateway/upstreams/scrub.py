@@ -1,0 +1,68 @@
+"""Takes out of a provider's error text what is nobody's business but ours: hosts, keys, ids, its model names."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from gateway.upstreams.base import Target
+
+LONGEST_TEXT = 2_000
+PROVIDER = "the provider"
+TOP_LEVEL = "ai|cloud|cn|co|com|de|dev|eu|example|internal|io|localhost|net|org|uk|us|xyz"
+
+URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>)\]]+", re.IGNORECASE)
+EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+HOST = re.compile(rf"\b(?:[a-z0-9-]+\.)+(?:{TOP_LEVEL})\b(?::\d+)?(?:/[^\s\"'<>)\]]*)?", re.IGNORECASE)
+IPV4 = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?(?![\d.])")
+IPV6 = re.compile(r"\[?(?<![\w:])(?:[0-9a-f]{1,4}:){2,7}:?[0-9a-f]{0,4}(?![\w:])\]?(?::\d+)?", re.IGNORECASE)
+SECRET = re.compile(
+    r"\b(?:bearer\s+\S+|(?:sk|pk|rk|gsk|key|xai|fw|r8|nvapi|api)[-_][\w*.-]{6,}|AIza[\w-]{20,})", re.IGNORECASE
+)
+# org-…, proj_…, req_…, and UUIDs
+IDENTIFIER = re.compile(
+    r"\b(?:org|organization|proj|project|req|request|acct|account|user|team|chatcmpl|resp|trace)[-_:][A-Za-z0-9*]{6,}\b"
+    r"|\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b",
+)
+
+
+def scrub(text: str, target: Target, public_model: str) -> str:
+    """The text for a client. Sentences stay as they are, so that limits and numbers in them survive."""
+    text = text[:LONGEST_TEXT]
+    if target.credential:
+        text = text.replace(target.credential, "***")
+    # The model's name first, and out of reach of the patterns: public ids may look like hosts.
+    if target.upstream_model:
+        text = text.replace(target.upstream_model, "\0")
+    text = URL.sub(PROVIDER, text)
+    for name in _names(target.base_url):
+        text = re.sub(rf"\b{re.escape(name)}\b(?::\d+)?", PROVIDER, text, flags=re.IGNORECASE)
+    for pattern, instead in (
+        (EMAIL, PROVIDER),
+        (HOST, PROVIDER),
+        (IPV4, PROVIDER),
+        (IPV6, PROVIDER),
+        (SECRET, "***"),
+        (IDENTIFIER, "***"),
+    ):
+        text = pattern.sub(instead, text)
+    if brand := _brand(target.base_url):
+        text = re.sub(
+            rf"\b{re.escape(brand)}\b",
+            lambda found: PROVIDER if found[0][0].isupper() else found[0],
+            text,
+            flags=re.IGNORECASE,
+        )
+    return text.replace("\0", public_model)
+
+
+def _names(base_url: str) -> list[str]:
+    parts = urlsplit(base_url)
+    return [name for name in (parts.netloc, parts.hostname) if name]
+
+
+def _brand(base_url: str) -> str:
+    """`openai` of api.openai.com. Only words with a capital are taken for it: `together` is also English."""
+    labels = (urlsplit(base_url).hostname or "").split(".")
+    brand = labels[-2] if len(labels) > 1 and not labels[-1].isdigit() else ""
+    return brand if len(brand) > 3 else ""
