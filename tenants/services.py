@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -66,7 +67,7 @@ def rotate_key(*, key: APIKey, overlap: timedelta) -> str:
         end = now + overlap
         locked.secrets.filter(Q(expires_at=None) | Q(expires_at__gt=end)).update(expires_at=end)
         secret = _add_secret(locked)
-        locked._change_reason = f"rotated; former secrets end {end:%Y-%m-%d %H:%M} UTC"
+        _note(locked, f"rotated; former secrets end {end:%Y-%m-%d %H:%M} UTC")
         locked.save(update_fields=["status"])  # changes nothing but writes the line of history
         return secret
 
@@ -78,8 +79,7 @@ def revoke_key(*, key: APIKey, by: User | None) -> APIKey:
         if locked.status != APIKey.Status.REVOKED:
             locked.status = APIKey.Status.REVOKED
             locked.revoked_at = timezone.now()
-            locked._history_user = by
-            locked._change_reason = "revoked"
+            _note(locked, "revoked", by)
             locked.save(update_fields=["status", "revoked_at"])
         return locked
 
@@ -112,6 +112,13 @@ def _import(tenant: Tenant, text: str) -> APIKey | None:
     return key
 
 
+def _note(key: Any, reason: str, by: User | None = None) -> None:
+    """What the history's next line of this key says; without `by` it names the request's user, if any."""
+    key._change_reason = reason
+    if by is not None:
+        key._history_user = by
+
+
 def _add_secret(key: APIKey) -> str:
     secret = text_of_keys.generate_secret(key.public_id)
     KeySecret.objects.create(key=key, digest=_digest(secret), last4=secret[-4:])
@@ -124,4 +131,4 @@ def _digest(text: str) -> bytes:
 
 def _last4(text: str) -> str:
     # Four characters of a short text would be most of the secret.
-    return text[-4:] if len(text) >= 12 else "…"
+    return text[-4:] if len(text) >= 12 else ""

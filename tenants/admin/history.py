@@ -29,7 +29,8 @@ class HistoryAdmin(SimpleHistoryAdmin, ModelAdmin):
     ) -> HttpResponse:
         if request.method not in ("GET", "HEAD"):
             raise PermissionDenied("A former version can be looked at, not restored.")
-        return super().history_form_view(request, object_id, version_id, extra_context)
+        response: HttpResponse = super().history_form_view(request, object_id, version_id, extra_context)
+        return response
 
     # ---- deleting: what the books point at stays ----
 
@@ -49,7 +50,8 @@ class HistoryAdmin(SimpleHistoryAdmin, ModelAdmin):
         obj = self.get_object(request, object_id)
         reason = self.why_kept(obj) if obj is not None else ""
         if not reason:
-            return super().delete_view(request, object_id, extra_context)
+            response: HttpResponse = super().delete_view(request, object_id, extra_context)
+            return response
         if not self.has_view_or_change_permission(request, obj):
             raise PermissionDenied
         self.message_user(request, reason, messages.WARNING)

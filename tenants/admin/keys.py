@@ -174,7 +174,7 @@ class APIKeyAdmin(HistoryAdmin):
             name=obj.name,
             expires_at=obj.expires_at,
             allowed_models=obj.allowed_models,
-            created_by=request.user,
+            created_by=request.user,  # type: ignore[arg-type]
         )
         obj.pk, obj.public_id, obj._state.adding = key.pk, key.public_id, False
 

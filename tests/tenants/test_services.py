@@ -97,7 +97,8 @@ def test_it_revokes_once_and_says_who_did(acme: Tenant, admin: User) -> None:
 
     assert first.revoked_at == again.revoked_at
     assert not again.is_live()
-    assert list(key.history.values_list("history_change_reason", "history_user__username"))[0] == ("revoked", "alice")
+    newest = key.history.latest()
+    assert (newest.history_change_reason, newest.history_user) == ("revoked", admin)
 
 
 def test_it_rotates_no_dead_key(acme: Tenant, admin: User) -> None:
@@ -116,7 +117,7 @@ def test_it_imports_each_key_of_the_list_once_into_the_default_tenant() -> None:
     callers = load_imported()
     assert set(callers) == {digest("guide-key-0123456789"), digest("short")}
     assert callers[digest("short")].may_call("any-model")
-    assert sorted(KeySecret.objects.values_list("last4", flat=True)) == ["6789", "…"]
+    assert sorted(KeySecret.objects.values_list("last4", flat=True)) == ["", "6789"]
 
 
 @pytest.mark.django_db

@@ -52,10 +52,10 @@ def groups(request: HttpRequest) -> list[dict[str, Any]]:
     registered = {model._meta.label: model for model in admin.site._registry}
     known = {label for _, entries in GROUPS for label, _ in entries}
     more = tuple((label, MORE_ICON) for label in sorted(set(registered) - known))
-    start = {"title": "", "items": [_page("Dashboard", "dashboard", "admin:index")]}
+    pages = [_page("Dashboard", "dashboard", "admin:index")]
     if request.user.has_perm("ledger.view_usagerecord"):
-        start["items"].append(_page("Live feed", "bolt", "admin:live_feed"))
-    result = [start]
+        pages.append(_page("Live feed", "bolt", "admin:live_feed"))
+    result: list[dict[str, Any]] = [{"title": "", "items": pages}]
     for title, entries in (*GROUPS, ("More", more)):
         items = [
             _model(registered[label], icon)

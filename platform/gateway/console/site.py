@@ -10,7 +10,7 @@ from django.urls import URLPattern, path
 from unfold.sites import UnfoldAdminSite
 
 
-class ConsoleSite(UnfoldAdminSite):  # type: ignore[misc]
+class ConsoleSite(UnfoldAdminSite):
     """`default_site` of `AdminConfig`. Imported before the models are, so its pages are imported on use."""
 
     site_title = site_header = "Counterfoil"

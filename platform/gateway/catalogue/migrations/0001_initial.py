@@ -3,11 +3,12 @@
 import django.contrib.postgres.fields
 import django.core.validators
 import django.db.models.deletion
-import gateway.catalogue.fields
-import gateway.catalogue.validators
 import simple_history.models
 from django.conf import settings
 from django.db import migrations, models
+
+import gateway.catalogue.fields
+import gateway.catalogue.validators
 
 
 class Migration(migrations.Migration):

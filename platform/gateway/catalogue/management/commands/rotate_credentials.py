@@ -1,0 +1,24 @@
+"""`manage.py rotate_credentials`: stored credentials, encrypted anew with the first of ENCRYPTION_KEYS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+
+from gateway.catalogue.services import reencrypt_credentials
+
+
+class Command(BaseCommand):
+    help = (
+        "Encrypt stored credentials anew with the first of ENCRYPTION_KEYS. Put the new key first, keep the old "
+        "one behind it, run this, then drop the old one."
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            count = reencrypt_credentials()
+        except ImproperlyConfigured as exc:
+            raise CommandError(str(exc)) from exc
+        self.stderr.write(f"{count} credential{'s' * (count != 1)} encrypted with the first of ENCRYPTION_KEYS.")

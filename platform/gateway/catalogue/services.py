@@ -1,0 +1,60 @@
+"""Rules of the catalogue over more than one row, and the one way to change a price.
+
+Bad input raises Django's ValidationError, so that forms and `apply` can say which field it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Q
+
+from gateway.catalogue.models import Model, Price, Provider
+
+AMOUNTS = ("input", "cached_input", "cache_write", "output", "reasoning", "request")
+
+
+def check_provider(provider: Provider) -> None:
+    """A provider that is called over HTTP needs to know where."""
+    if provider.protocol != Provider.Protocol.ECHO and not provider.base_url:
+        raise ValidationError({"base_url": f"The protocol {provider.protocol} needs a base URL."})
+
+
+def check_names(*, pk: int | None, public_id: str, aliases: list[str]) -> None:
+    """No name may lead to two models: neither id nor alias is another's id or alias."""
+    if public_id in aliases:
+        raise ValidationError({"aliases": f"{public_id} is the model's id already."})
+    names = [public_id, *aliases]
+    others = Model.objects.exclude(pk=pk or 0).filter(Q(public_id__in=names) | Q(aliases__overlap=names))
+    for other in others[:1]:
+        taken = sorted({other.public_id, *other.aliases} & set(names))
+        field = "public_id" if public_id in taken else "aliases"
+        raise ValidationError({field: f"{', '.join(taken)} already leads to the model {other.public_id}."})
+
+
+def set_amounts(*, price: Price, amounts: Mapping[str, int | None]) -> Price:
+    """Correct a price that no record was rated with yet. `amounts` are nano-units per million, by class."""
+    with transaction.atomic():
+        # The desk marks a price as used under this same lock.
+        locked = Price.objects.select_for_update().get(pk=price.pk)
+        if locked.first_used_at is not None:
+            raise ValidationError(
+                f"This price has been used since {locked.first_used_at:%Y-%m-%d %H:%M} UTC and cannot change. "
+                "Add one with a later effective_from."
+            )
+        for name in AMOUNTS:
+            if name in amounts:
+                setattr(locked, name, amounts[name])
+        locked.full_clean()
+        locked.save(update_fields=list(AMOUNTS))
+        return locked
+
+
+def reencrypt_credentials() -> int:
+    """Encrypt every stored credential with the first of ENCRYPTION_KEYS; returns how many there are."""
+    with transaction.atomic():
+        providers = list(Provider.objects.select_for_update().exclude(credential=""))
+        Provider.objects.bulk_update(providers, ["credential"])
+        return len(providers)
