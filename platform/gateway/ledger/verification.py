@@ -51,7 +51,8 @@ FROM counters c FULL JOIN truth t USING (scope, owner_id, currency)
 
 _OVERDUE = """
 SELECT h.request_id, h.process_id FROM ledger_hold h LEFT JOIN ledger_process p ON p.id = h.process_id
-WHERE h.started_at < now() - make_interval(secs => %(grace)s) AND (p.id IS NULL OR p.heartbeat_at < now() - make_interval(secs => %(grace)s))
+WHERE h.started_at < now() - make_interval(secs => %(grace)s)
+    AND (p.id IS NULL OR p.heartbeat_at < now() - make_interval(secs => %(grace)s))
 ORDER BY h.request_id LIMIT 1000
 """
 

@@ -33,7 +33,7 @@ Outcome = list[Any] | GatewayError
 class Ticket:
     """An item and where its outcome goes."""
 
-    __slots__ = ("future", "given_at", "item", "loop", "request_id", "sent")
+    __slots__ = ("answered", "future", "given_at", "item", "loop", "request_id", "sent")
 
     def __init__(self, item: Item, loop: Any = None, future: Any = None) -> None:
         self.item = item
@@ -42,6 +42,7 @@ class Ticket:
         self.future = future
         self.given_at = time.monotonic()
         self.sent = False  # an earlier try may have been committed
+        self.answered = False
 
     @property
     def must_be_kept(self) -> bool:
@@ -56,6 +57,7 @@ class Writer(threading.Thread):
         self.down = False
         self.batches = self.items = 0
         self._deliver = deliver
+        self._in_hand: list[Ticket] = []
         self._backlog: list[Ticket] = []  # settlements and releases that wait for the database
         self._parked: defaultdict[int, list[Ticket]] = defaultdict(list)  # by key: its counters are locked
         self._stop_by: float | None = None
@@ -78,6 +80,7 @@ class Writer(threading.Thread):
                 # The desk never dies: whatever this was, what is in the backlog is tried again.
                 log.exception("The desk's writer stumbled")
                 self.link.close()
+                self._set_aside_in_hand()
                 time.sleep(RECONNECT_SECONDS)
         try:
             if self.link.open:
@@ -86,8 +89,20 @@ class Writer(threading.Thread):
             log.warning("The process's lease could not be given back; the sweeper will see it end.")
         self.link.close()
 
+    def _answer(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
+        for ticket, _ in outcomes:
+            ticket.answered = True
+        self._deliver(outcomes)
+
+    def _set_aside_in_hand(self) -> None:
+        """After a defect of ours: nothing of this turn may be lost, and what was booked is found by its id."""
+        tickets = [ticket for ticket in self._in_hand if not ticket.answered]
+        for ticket in tickets:
+            ticket.sent = True
+        self._set_aside(tickets)
+
     def _turn(self) -> None:
-        fresh = self._gather()
+        fresh = self._in_hand = self._gather()
         if not self.link.open and not self._connect():
             self._set_aside(fresh)
             return
@@ -102,6 +117,7 @@ class Writer(threading.Thread):
         else:
             batch += fresh
         if batch:
+            self._in_hand = batch
             self._write(batch)
 
     def _gather(self) -> list[Ticket]:
@@ -154,7 +170,7 @@ class Writer(threading.Thread):
             if ticket.sent and ticket.item["op"] == "a":
                 self._backlog.append(Ticket({**ticket.item, "op": "r"}))
         if refused:
-            self._deliver(refused)
+            self._answer(refused)
 
     def _write(self, batch: list[Ticket], *, skip: bool = False, again: bool = False) -> None:
         if not self.link.open:
@@ -206,7 +222,7 @@ class Writer(threading.Thread):
                 self._backlog.append(ticket)  # not even that: keep it, and try all of it again
                 self.link.close()
                 return
-        self._deliver([(ticket, InternalError())])
+        self._answer([(ticket, InternalError())])
 
     def _hand_out(self, batch: list[Ticket], rows: list[list[Any]]) -> None:
         self.batches += 1
@@ -220,7 +236,7 @@ class Writer(threading.Thread):
             else:
                 done.append((ticket, row))
         if done:
-            self._deliver(done)
+            self._answer(done)
 
     def _retry_parked(self) -> None:
         """Those whose counters somebody has locked: tried again on their own, without waiting for the lock."""
@@ -232,7 +248,8 @@ class Writer(threading.Thread):
         tickets = [ticket for lane in parked.values() for ticket in lane]
         late = [t for t in tickets if not t.must_be_kept and now - t.given_at > PARKED_PATIENCE_SECONDS]
         if late:
-            self._deliver([(t, Unavailable("The service is temporarily overloaded.", retry_after=1)) for t in late])
+            self._answer([(t, Unavailable("The service is temporarily overloaded.", retry_after=1)) for t in late])
         waiting = [t for t in tickets if t not in late]
+        self._in_hand = [*self._in_hand, *waiting]
         for start in range(0, len(waiting), MAX_BATCH):
             self._write(waiting[start : start + MAX_BATCH], skip=True)
