@@ -42,6 +42,7 @@ class RequestLog:
     model: str = ""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    broken: bool = False  # a stream that broke off after its status line
 
     @property
     def wire_id(self) -> str:
@@ -67,6 +68,8 @@ class RequestLog:
             value = getattr(self, name)
             if value not in (None, ""):
                 line[name] = value
+        if self.broken:
+            line["broken"] = True
         emit(line)
 
 

@@ -84,9 +84,15 @@ class Channel(http.HTTPChannel):
     # ---- reading a request --------------------------------------------------------------------------------
 
     def lineReceived(self, line: bytes) -> None:
+        if self.refused:
+            return
         if not self.requests:
             self.head_started = self.active
         super().lineReceived(line)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if not self.refused:
+            super().rawDataReceived(data)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self.refuse(envelope.for_status(431))

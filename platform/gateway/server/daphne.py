@@ -86,7 +86,7 @@ class Server(stock.Server):
     def _listen(self) -> Any:
         if self.fd is None:
             return reactor.listenTCP(self.port, self.http_factory, backlog=BACKLOG, interface=self.host)
-        with socket.socket(fileno=os.dup(self.fd)) as inherited:
+        with socket.socket(fileno=self.fd) as inherited:  # closed again: Twisted has a copy, and closes that
             inherited.setblocking(False)
             return reactor.adoptStreamPort(self.fd, inherited.family, self.http_factory)
 

@@ -71,9 +71,10 @@ class Lean:
             if body is not None:
                 await self._serve(LeanRequest(self.scope, self.headers, body, self.log))
         except asyncio.CancelledError:
-            self.status = LEFT
             if state.draining:
                 await self._cut_off()
+            else:
+                self.status = LEFT
             raise
         finally:
             self.log.write(self.status)
@@ -153,6 +154,7 @@ class Lean:
 
     async def _break_off(self) -> None:
         """No clean end: SDKs would take it for success. Servers other than ours get an exception instead."""
+        self.log.broken = True
         if "http.response.drop" not in self.scope.get("extensions", ()):
             raise ConnectionAbortedError("a stream broke off; the error event has been sent")
         await self.send({"type": "http.response.drop"})
