@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
 from apiv1.api import api
+from gateway.reports.urls import admin_urls, api_urls
 from gateway.server import pages
 
 prefix = settings.API_PREFIX.strip("/")
@@ -18,6 +19,8 @@ urlpatterns = [
     path("livez", pages.livez, name="livez"),
     path("readyz", pages.readyz, name="readyz"),
     path("admin", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/reports/", include(admin_urls)),
     path("admin/", admin.site.urls),
+    path("api/", include(api_urls)),
     path(f"{prefix}/" if prefix else "", api.urls),
 ]

@@ -81,10 +81,12 @@ def pages(selection: Selection, snapshot: str, *, rows: int = WINDOW) -> Iterato
 
 def newest(selection: Selection, *, limit: int, before: Group | None = None) -> tuple[list[DayLine], Group | None]:
     """The last `limit` groups of the selection (below `before`), newest day first; and where to go on from."""
-    condition = selection.condition() + (" AND (" + ", ".join(DIMENSIONS) + ") < %(before)s" if before else "")
+    groups = ", ".join(DIMENSIONS)
+    condition = selection.condition() + (" AND local_date <= %(before_local_date)s" if before else "")
+    marks = ", ".join(f"%(before_{name})s" for name in DIMENSIONS)
+    after: dict[str, Any] = {f"before_{name}": value for name, value in zip(DIMENSIONS, before or (), strict=False)}
     columns = ", ".join((*DIMENSIONS, *MEASURES))
     tail = f"recorded_xid >= (SELECT next_xid FROM mark)::text::xid8 AND {condition}"
-    groups = ", ".join(DIMENSIONS)
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
@@ -93,8 +95,9 @@ SELECT {groups}, {sums()} FROM (
     SELECT {columns} FROM billing_usagehour WHERE {condition}
     UNION ALL
     SELECT {columns} FROM ({facts_of(tail)}) AS facts
-) AS parts GROUP BY {groups} ORDER BY {", ".join(name + " DESC" for name in DIMENSIONS)} LIMIT %(limit)s + 1""",
-            {**selection.parameters(), "before": before, "limit": limit},
+) AS parts {f"WHERE ({groups}) < ({marks})" if before else ""}
+GROUP BY {groups} ORDER BY {", ".join(name + " DESC" for name in DIMENSIONS)} LIMIT %(limit)s + 1""",
+            {**selection.parameters(), **after, "limit": limit},
         )
         rows = cursor.fetchall()
     page: dict[Group, list[int]] = {}
