@@ -7,6 +7,7 @@ run as "nobody": in a user namespace that maps root to nobody (files stay root's
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -63,6 +64,7 @@ def start(
     before: Callable[[], None] | None = None,
     user: int | None = None,
     cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own. Call it from a thread that stays: its end is what the child notices."""
     parent = os.getpid()
@@ -84,6 +86,7 @@ def start(
         group=user,
         extra_groups=None if user is None else [],
         cwd=cwd or "/",
+        pass_fds=pass_fds,
     )
 
 
@@ -144,6 +147,12 @@ def stop(process: subprocess.Popen[bytes], *, by: Sequence[tuple[int, float]]) -
             continue
     process.kill()
     process.wait()
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill what a child that has ended left in its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def environment(**extra: str) -> dict[str, str]:
