@@ -16,7 +16,7 @@ from ninja.security.base import AuthBase
 
 from apiv1.keyring import ring
 from apiv1.requests import ApiRequest
-from gateway.errors import InvalidApiKey, MissingApiKey, TenantSuspended
+from gateway.errors import InvalidApiKey, MissingApiKey, TenantSuspended, Unavailable
 from tenants import keys
 from tenants.facts import Caller
 from tenants.models import Tenant
@@ -60,7 +60,28 @@ async def _identify(authorization: str | None) -> tuple[Caller, bytes, str]:
     digest = keys.digest(text, settings.KEY_PEPPER.encode())
     public_id = keys.public_id_of(text)
     caller = await (ring.find_imported(digest) if public_id is None else ring.find(public_id))
-    return _checked(caller, digest, text), digest, text
+    try:
+        return _checked(caller, digest, text), digest, text
+    except (InvalidApiKey, TenantSuspended):
+        if caller is None or ring.is_wrong(digest):
+            raise
+    return await _checked_anew(caller, digest, text), digest, text
+
+
+async def _checked_anew(caller: Caller, digest: bytes, text: str) -> Caller:
+    """A refusal counts only on fresh facts: a secret may be new, a suspension lifted, an expiry moved.
+
+    Admission would tell that facts are stale, but a refused request never gets there.
+    """
+    fresh: Caller | None = caller
+    try:
+        fresh = await ring.reread(caller.public_id)
+    except Unavailable:
+        if not _holds(caller, digest):
+            raise  # as for any key that is not known
+    if fresh is None or not _holds(fresh, digest):
+        ring.remember_wrong(digest)
+    return _checked(fresh, digest, text)
 
 
 async def _reload(digest: bytes | None, text: str, caller: Caller) -> Caller:
@@ -72,7 +93,7 @@ def _checked(caller: Caller | None, digest: bytes | None, text: str) -> Caller:
     now = datetime.now(UTC)
     if (
         caller is None
-        or not (digest is None or _matches(caller, digest, now))
+        or not (digest is None or _holds(caller, digest, now))
         or not caller.key_active
         or (caller.key_expires_at is not None and caller.key_expires_at <= now)
     ):
@@ -82,11 +103,12 @@ def _checked(caller: Caller | None, digest: bytes | None, text: str) -> Caller:
     return caller
 
 
-def _matches(caller: Caller, digest: bytes, now: datetime) -> bool:
-    """True if one of the key's secrets in force has this digest. Compares all of them, in constant time."""
+def _holds(caller: Caller, digest: bytes, now: datetime | None = None) -> bool:
+    """True if one of the key's secrets (in force at `now`) has this digest. Compares all, in constant time."""
     found = False
     for known, expires_at in caller.secrets:
-        found |= hmac.compare_digest(known, digest) and (expires_at is None or expires_at > now)
+        in_force = now is None or expires_at is None or expires_at > now
+        found |= hmac.compare_digest(known, digest) and in_force
     return found
 
 

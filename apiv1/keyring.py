@@ -2,8 +2,9 @@
 
 Known keys cost no query: their facts carry versions that admission compares (design.md 2, "Snapshots and
 freshness"). Unknown ones are looked up in batches, at most 50 a second however many clients ask, each id once
-at a time, and the answer "no such key" is remembered for a while, so a flood of invented keys costs the database
-nothing. The digests of imported API_KEYS, which name no id, are all in memory; any other text is refused here.
+at a time. That there is no such key, or that a secret is wrong, is remembered for a while, so a flood of
+invented keys costs the database nothing. The digests of imported API_KEYS, which name no id, are all in memory;
+any other text is refused here.
 
 Everything here happens on one event loop; the queries run in the reader thread of `gateway.snapshots`.
 """
@@ -24,7 +25,7 @@ from tenants.facts import Caller, load_callers, load_imported
 log = logging.getLogger(__name__)
 
 KNOWN = 50_000  # callers in memory, some 2 kB each
-UNKNOWN = 50_000  # ids known not to exist
+UNKNOWN = 50_000  # ids known not to exist, and digests known to be wrong
 UNKNOWN_SECONDS = 30.0
 SPACING_SECONDS = 0.02  # 50 look-ups a second
 BATCH = 500  # ids in one look-up
@@ -38,6 +39,7 @@ class KeyRing:
     def __init__(self) -> None:
         self._known: OrderedDict[str, Caller] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()  # public id -> until when (monotonic)
+        self._wrong: OrderedDict[bytes, float] = OrderedDict()  # digest of a known key's wrong secret -> until when
         self._imported: dict[bytes, str] = {}  # digest -> public id
         self._imported_at: float | None = None
         self._importing: asyncio.Task[None] | None = None
@@ -65,6 +67,16 @@ class KeyRing:
     async def reread(self, public_id: str) -> Caller | None:
         """The key as the database knows it now: by a query that begins after this call."""
         return await self._look_up(public_id)
+
+    def is_wrong(self, digest: bytes) -> bool:
+        """True if the database has said lately that no secret has this digest."""
+        until = self._wrong.get(digest)
+        return until is not None and until > time.monotonic()
+
+    def remember_wrong(self, digest: bytes) -> None:
+        self._wrong.pop(digest, None)
+        self._wrong[digest] = time.monotonic() + UNKNOWN_SECONDS
+        self._trim()
 
     async def find_imported(self, digest: bytes) -> Caller | None:
         """The key that an imported secret belongs to."""
@@ -155,6 +167,8 @@ class KeyRing:
             self._known.popitem(last=False)
         while len(self._unknown) > UNKNOWN:
             self._unknown.popitem(last=False)
+        while len(self._wrong) > UNKNOWN:
+            self._wrong.popitem(last=False)
 
 
 def _fault(exc: Exception) -> GatewayError:
