@@ -70,6 +70,7 @@ class UsageView(BooksView, GenericAPIView[Any]):
 
     @extend_schema(
         operation_id="listUsage",
+        filters=True,
         parameters=[
             OpenApiParameter("limit", int, description=f"1 to {MAX_LIMIT}, default {DEFAULT_LIMIT}"),
             OpenApiParameter("cursor", str, description="from `next`"),
@@ -118,6 +119,7 @@ class UsageExportView(BooksView, GenericAPIView[Any]):
 
     @extend_schema(
         operation_id="exportUsage",
+        filters=True,
         responses={(200, "text/csv"): OpenApiResponse(OpenApiTypes.STR, description="UTF-8, comma, header line")},
     )
     def get(self, request: Request) -> StreamingHttpResponse:
