@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from gateway.embedded import engines, layout, locks, valkey
-from tests.embedded.processes import processes_of
+from tests.embedded.processes import processes_of, until
 
 USER = """
 import sys, pathlib, time
@@ -23,13 +23,6 @@ engines.ensure(pathlib.Path(sys.argv[1]))
 print("up", flush=True)
 sys.stdin.read()
 """
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.05)
 
 
 def start_user(home: Path) -> subprocess.Popen[bytes]:

