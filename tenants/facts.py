@@ -61,17 +61,13 @@ def _fits(model: str, pattern: str) -> bool:
 
 def load_callers(public_ids: Collection[str]) -> dict[str, Caller]:
     """Callers by public id; unknown ids are absent. Two queries, whatever the number of ids."""
-    keys = (
-        APIKey.objects.filter(public_id__in=public_ids).select_related("tenant").prefetch_related("secrets")
-    )
+    keys = APIKey.objects.filter(public_id__in=public_ids).select_related("tenant").prefetch_related("secrets")
     return {key.public_id: _caller(key) for key in keys}
 
 
 def load_imported() -> dict[bytes, Caller]:
     """Callers by digest for the secrets of API_KEYS, which have no public id in them."""
-    secrets = (
-        KeySecret.objects.filter(imported=True).select_related("key__tenant").prefetch_related("key__secrets")
-    )
+    secrets = KeySecret.objects.filter(imported=True).select_related("key__tenant").prefetch_related("key__secrets")
     return {bytes(secret.digest): _caller(secret.key) for secret in secrets}
 
 

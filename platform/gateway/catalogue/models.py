@@ -17,9 +17,7 @@ from gateway.catalogue.fields import EncryptedTextField
 from gateway.catalogue.validators import validate_base_url
 from tenants.models import Tenant
 
-MODEL_ID = RegexValidator(
-    r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$", "Letters, digits and . _ : / @ + - only."
-)
+MODEL_ID = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$", "Letters, digits and . _ : / @ + - only.")
 
 
 class Provider(models.Model):
@@ -34,15 +32,11 @@ class Provider(models.Model):
     base_url = models.CharField(
         "base URL", max_length=500, blank=True, validators=[validate_base_url], help_text="https://host/v1"
     )
-    credential = EncryptedTextField(
-        blank=True, default="", help_text="The provider's API key. Stored encrypted."
-    )
+    credential = EncryptedTextField(blank=True, default="", help_text="The provider's API key. Stored encrypted.")
     connect_timeout_s = models.PositiveIntegerField(
         "connect time-out (s)", default=5, validators=[MinValueValidator(1)]
     )
-    read_timeout_s = models.PositiveIntegerField(
-        "read time-out (s)", default=600, validators=[MinValueValidator(1)]
-    )
+    read_timeout_s = models.PositiveIntegerField("read time-out (s)", default=600, validators=[MinValueValidator(1)])
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
     history = HistoricalRecords(excluded_fields=["credential"])
@@ -65,9 +59,7 @@ class Model(models.Model):
     public_id = models.CharField("id", max_length=200, unique=True, validators=[MODEL_ID])
     aliases = ArrayField(models.CharField(max_length=200, validators=[MODEL_ID]), default=list, blank=True)
     owned_by = models.CharField(max_length=100, default="counterfoil")
-    context_window = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Tokens; empty: not checked."
-    )
+    context_window = models.PositiveIntegerField(null=True, blank=True, help_text="Tokens; empty: not checked.")
     max_output_tokens = models.PositiveIntegerField(null=True, blank=True, help_text="Tokens; empty: no cap.")
     capabilities = ArrayField(models.CharField(max_length=40), default=list, blank=True)
     reasoning_field = models.CharField(
@@ -134,9 +126,7 @@ class Price(models.Model):
     tenant = models.ForeignKey(Tenant, models.PROTECT, null=True, blank=True, related_name="prices")
     provider = models.ForeignKey(Provider, models.PROTECT, null=True, blank=True, related_name="prices")
     effective_from = models.DateTimeField()
-    currency = models.CharField(
-        max_length=3, validators=[RegexValidator(r"^[A-Z]{3}$", "ISO 4217, such as USD.")]
-    )
+    currency = models.CharField(max_length=3, validators=[RegexValidator(r"^[A-Z]{3}$", "ISO 4217, such as USD.")])
     input = models.BigIntegerField()
     cached_input = models.BigIntegerField(null=True, blank=True)
     cache_write = models.BigIntegerField(null=True, blank=True)

@@ -51,9 +51,7 @@ class ModelFacts:
 
     def charge_rates(self, tenant_id: int, currency: str, now: datetime) -> Rates | None:
         """The tenant's own price in its currency, else the list price in it; None: unpriced."""
-        return self._in_force(("charge", tenant_id, currency), now) or self._in_force(
-            ("charge", None, currency), now
-        )
+        return self._in_force(("charge", tenant_id, currency), now) or self._in_force(("charge", None, currency), now)
 
     def cost_rates(self, provider_id: int, now: datetime) -> Rates | None:
         """What the provider charges us: its own row, else the one for any provider. Any currency."""
@@ -78,9 +76,7 @@ def load_catalogue() -> Catalogue:
         # The version first: rows that change after it make the next admission "stale", never the other way round.
         version = CatalogueVersion.objects.values_list("version", flat=True).get()
         targets: dict[int, list[tuple[int, int, Target]]] = defaultdict(list)
-        rows = Deployment.objects.filter(enabled=True, provider__enabled=True).select_related(
-            "provider", "model"
-        )
+        rows = Deployment.objects.filter(enabled=True, provider__enabled=True).select_related("provider", "model")
         for deployment in rows.order_by("priority", "id"):
             targets[deployment.model_id].append((deployment.priority, deployment.weight, _target(deployment)))
         prices: dict[int, dict[Owner, list[Rates]]] = defaultdict(lambda: defaultdict(list))
@@ -132,9 +128,7 @@ def _target(deployment: Deployment) -> Target:
     )
 
 
-def _facts(
-    model: Model, targets: list[tuple[int, int, Target]], prices: Mapping[Owner, list[Rates]]
-) -> ModelFacts:
+def _facts(model: Model, targets: list[tuple[int, int, Target]], prices: Mapping[Owner, list[Rates]]) -> ModelFacts:
     return ModelFacts(
         id=model.pk,
         public_id=model.public_id,
