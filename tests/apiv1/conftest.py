@@ -29,9 +29,15 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> keyring.KeyRing:
 
 
 @pytest.fixture
-def house(transactional_db: None, ring: keyring.KeyRing, settings: Any) -> Iterator[None]:
-    """Desk and snapshots on the test's database, and nothing left of them afterwards."""
+def visitor(settings: Any) -> AsyncClient:
+    """Somebody without a key, whom no database is needed to answer."""
     settings.MIDDLEWARE = ["gateway.server.middleware.boundary"]
+    return AsyncClient()
+
+
+@pytest.fixture
+def house(transactional_db: None, ring: keyring.KeyRing) -> Iterator[None]:
+    """Desk and snapshots on the test's database, and nothing left of them afterwards."""
     snapshots.forget()
     yield
     desk.stop()
@@ -80,8 +86,8 @@ def models(house: None) -> dict[str, Model]:
 
 
 @pytest.fixture
-def client(house: None) -> AsyncClient:
-    return AsyncClient()
+def client(house: None, visitor: AsyncClient) -> AsyncClient:
+    return visitor
 
 
 @pytest.fixture
