@@ -1,4 +1,4 @@
-"""What every configuration model's admin shares: Unfold's look, and a history that can be read, not undone."""
+"""What the admin of every configuration model shares: deletions that say no politely, and a history to read."""
 
 from __future__ import annotations
 
@@ -13,26 +13,13 @@ from simple_history.admin import SimpleHistoryAdmin
 from unfold.admin import ModelAdmin
 
 
-class HistoryAdmin(SimpleHistoryAdmin, ModelAdmin):
-    """Reverting would write an old row back whole: a revoked key would live again, a credential would go."""
+class KeptAdmin(ModelAdmin):
+    """Unfold's admin, in which what the books point at cannot be deleted."""
 
     compressed_fields = True
     warn_unsaved_form = True
     list_filter_submit = True
     show_full_result_count = False
-
-    def revert_disabled(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return True
-
-    def history_form_view(
-        self, request: HttpRequest, object_id: str, version_id: str, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        if request.method not in ("GET", "HEAD"):
-            raise PermissionDenied("A former version can be looked at, not restored.")
-        response: HttpResponse = super().history_form_view(request, object_id, version_id, extra_context)
-        return response
-
-    # ---- deleting: what the books point at stays ----
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         """Without "delete selected": one at a time, so that each refusal can say why."""
@@ -57,3 +44,18 @@ class HistoryAdmin(SimpleHistoryAdmin, ModelAdmin):
         self.message_user(request, reason, messages.WARNING)
         meta = self.model._meta
         return HttpResponseRedirect(reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[object_id]))
+
+
+class HistoryAdmin(SimpleHistoryAdmin, KeptAdmin):
+    """Reverting would write an old row back whole: a revoked key would live again, a credential would go."""
+
+    def revert_disabled(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return True
+
+    def history_form_view(
+        self, request: HttpRequest, object_id: str, version_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if request.method not in ("GET", "HEAD"):
+            raise PermissionDenied("A former version can be looked at, not restored.")
+        response: HttpResponse = super().history_form_view(request, object_id, version_id, extra_context)
+        return response

@@ -102,10 +102,10 @@ class APIKeyAdmin(HistoryAdmin):
     list_select_related = ["tenant"]
     autocomplete_fields = ["tenant"]
     fieldsets = [
-        (None, {"fields": [("tenant", "name"), ("expires_at", "allowed_models")]}),
+        (None, {"fields": [("tenant", "name"), "expires_at", "allowed_models"]}),
         ("State", {"fields": [("public_id", "state"), ("created_by", "created_at"), ("last_used_at", "revoked_at")]}),
     ]
-    add_fieldsets = [(None, {"fields": [("tenant", "name"), ("expires_at", "allowed_models")]})]
+    add_fieldsets = [(None, {"fields": [("tenant", "name"), "expires_at", "allowed_models"]})]
     inlines = [SecretInline]
     actions_detail = ["rotate", "revoke"]
 

@@ -34,16 +34,24 @@ def check_names(*, pk: int | None, public_id: str, aliases: list[str]) -> None:
         raise ValidationError({field: f"{', '.join(taken)} already leads to the model {other.public_id}."})
 
 
+def lock_unused(price_id: int) -> Price:
+    """The price, locked until the transaction ends; the desk marks prices as used under the same lock.
+
+    Raises ValidationError if a record was rated with it.
+    """
+    locked = Price.objects.select_for_update().get(pk=price_id)
+    if locked.first_used_at is not None:
+        raise ValidationError(
+            f"This price has been used since {locked.first_used_at:%Y-%m-%d %H:%M} UTC and cannot change. "
+            "Add one with a later effective_from."
+        )
+    return locked
+
+
 def set_amounts(*, price: Price, amounts: Mapping[str, int | None]) -> Price:
     """Correct a price that no record was rated with yet. `amounts` are nano-units per million, by class."""
     with transaction.atomic():
-        # The desk marks a price as used under this same lock.
-        locked = Price.objects.select_for_update().get(pk=price.pk)
-        if locked.first_used_at is not None:
-            raise ValidationError(
-                f"This price has been used since {locked.first_used_at:%Y-%m-%d %H:%M} UTC and cannot change. "
-                "Add one with a later effective_from."
-            )
+        locked = lock_unused(price.pk)
         for name in AMOUNTS:
             if name in amounts:
                 setattr(locked, name, amounts[name])

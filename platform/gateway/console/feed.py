@@ -1,23 +1,46 @@
-"""The live feed's channel: whoever knows of ended requests publishes them here, consumers pass them on.
+"""The live feed: ended requests of every server process, in batches, to whoever watches.
 
 An event is a JSON object with what one line of the page shows; never a prompt, an answer or a secret:
-    request_id, ended_at (ISO 8601), tenant (slug), key (public id), model, status, http_status, error_code,
-    input_tokens, output_tokens, charge (decimal string or null: unpriced), currency, duration_ms
+    request_id, at (seconds since 1970), tenant (slug), key (name), model, status, tokens, ms
+The feed is a view, not a record: what it drops when things go wrong is in the ledger all the same.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections import deque
 from typing import Any
 
 from channels.layers import get_channel_layer
 
 GROUP = "feed"
 MOST = 200  # events in a message; of a bigger batch the newest are shown
+PAUSE_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+Event = dict[str, Any]
 
 
-async def publish(events: list[dict[str, Any]]) -> None:
-    """Send one message for the batch. The feed is a view, not a record: what it misses is in the ledger."""
+async def publish(events: list[Event]) -> None:
+    """Send one message for the batch."""
     layer = get_channel_layer()
     if layer is None or not events:
         return
     await layer.group_send(GROUP, {"type": "feed.events", "events": events[-MOST:], "left_out": len(events[:-MOST])})
+
+
+async def pump(ended: deque[Event]) -> None:
+    """Publish what the pipeline appends to `ended`, for as long as this server process lives."""
+    failing = False
+    while True:
+        await asyncio.sleep(PAUSE_SECONDS)
+        batch = [ended.popleft() for _ in range(len(ended))]
+        try:
+            await publish(batch)
+            failing = failing and not batch
+        except Exception:
+            if not failing:  # one line an outage, not two a second
+                log.warning("The live feed cannot be published; it goes on when Valkey is back.", exc_info=True)
+            failing = True

@@ -9,8 +9,8 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from gateway.catalogue.pricing import format_amount
 from gateway.console.consumers import PERMISSION
+from gateway.console.dashboard import TOKENS
 from gateway.ledger.models import UsageRecord
 
 FIRST = 25
@@ -32,16 +32,11 @@ def _event(record: Any) -> dict[str, Any]:
     """A record in the form of `feed`'s events."""
     return {
         "request_id": str(record.request_id),
-        "ended_at": record.ended_at.isoformat(),
+        "at": record.ended_at.timestamp(),
         "tenant": record.tenant.slug,
-        "key": record.key.public_id,
+        "key": record.key.name,
         "model": record.model,
         "status": record.status,
-        "http_status": record.http_status,
-        "error_code": record.error_code,
-        "input_tokens": record.input_tokens + record.cached_input_tokens + record.cache_write_tokens,
-        "output_tokens": record.output_tokens + record.reasoning_tokens,
-        "charge": None if record.charge is None else format_amount(record.charge),
-        "currency": record.charge_currency,
-        "duration_ms": int((record.ended_at - record.started_at).total_seconds() * 1000),
+        "tokens": sum(getattr(record, name) for name in TOKENS),
+        "ms": round((record.ended_at - record.started_at).total_seconds() * 1000),
     }

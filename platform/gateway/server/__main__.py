@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 
 from gateway.server import reactor  # first of all: Twisted lets itself be installed only once
 
@@ -56,7 +57,7 @@ def serve(options: argparse.Namespace) -> int:
         drain_seconds=settings.DRAIN_SECONDS,
         on_stop=books.stop,
     )
-    books.start()
+    books.start(server.loop)
     try:
         server.run()
     except CannotListenError as problem:
@@ -65,5 +66,14 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def leave(status: int) -> None:
+    """Exit now: the interpreter would wait for ever for a thread that hangs in a query."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=1)
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

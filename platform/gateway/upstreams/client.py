@@ -37,9 +37,16 @@ class Client:
 
     async def post(self, target: Target, path: str, body: bytes) -> Response:
         """Send JSON; returns once the headers are there. Raises UpstreamError or UpstreamTimeout."""
-        data = body if len(body) <= LARGEST_PLAIN_BODY else io.BytesIO(body)
+        return await self._send("POST", target, path, body if len(body) <= LARGEST_PLAIN_BODY else io.BytesIO(body))
+
+    async def get(self, target: Target, path: str) -> Response:
+        """As `post`, without a body."""
+        return await self._send("GET", target, path, None)
+
+    async def _send(self, method: str, target: Target, path: str, data: bytes | io.BytesIO | None) -> Response:
         try:
-            answer = await self._open_session().post(
+            answer = await self._open_session().request(
+                method,
                 _endpoint(target.base_url, path, addresses.rules()),
                 data=data,
                 headers=_headers(target.credential),

@@ -23,10 +23,10 @@
   const show = (event) => {
     const row = body.insertRow(0);
     row.dataset.requestId = event.request_id;
-    const at = new Date(event.ended_at);
+    const at = new Date(event.at * 1000);
     cell(row, at.toLocaleTimeString([], { hour12: false }), "cf-number");
     cell(row, event.tenant);
-    cell(row, event.key, "cf-mono");
+    cell(row, event.key);
     const model = cell(row, "");
     const link = document.createElement("a");
     link.className = "cf-link";
@@ -35,11 +35,10 @@
     model.append(link);
     const tag = document.createElement("span");
     tag.className = `cf-tag cf-tag-${tones[event.status] || "warn"}`;
-    tag.textContent = event.error_code ? `${event.status}: ${event.error_code}` : event.status;
+    tag.textContent = event.status;
     cell(row, "").append(tag);
-    cell(row, `${event.input_tokens} + ${event.output_tokens}`, "cf-number");
-    cell(row, event.charge === null ? "unpriced" : `${event.charge} ${event.currency}`, "cf-number");
-    cell(row, `${event.duration_ms} ms`, "cf-number");
+    cell(row, event.tokens, "cf-number");
+    cell(row, `${event.ms} ms`, "cf-number");
     while (body.rows.length > MOST_ROWS) body.deleteRow(-1);
     empty.hidden = true;
   };

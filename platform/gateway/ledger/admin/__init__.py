@@ -1,0 +1,16 @@
+"""The admin's pages of the books. Records of fact are read; what people decide becomes an adjustment."""
+
+from gateway.ledger.admin.adjustments import AdjustmentAdmin
+from gateway.ledger.admin.operations import CounterAdmin, DeadLetterAdmin, HoldAdmin, ProcessAdmin
+from gateway.ledger.admin.records import UsageRecordAdmin
+from gateway.ledger.admin.work import WorkItemAdmin
+
+__all__ = [
+    "AdjustmentAdmin",
+    "CounterAdmin",
+    "DeadLetterAdmin",
+    "HoldAdmin",
+    "ProcessAdmin",
+    "UsageRecordAdmin",
+    "WorkItemAdmin",
+]

@@ -1,0 +1,71 @@
+"""What all lists of facts share: nothing can be written, nothing is counted, no query runs for long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.core.paginator import Page
+from django.db import OperationalError, connection, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from psycopg.errors import QueryCanceled
+from unfold.admin import ModelAdmin
+from unfold.paginator import InfinitePage, InfinitePaginator
+
+from gateway.catalogue.pricing import format_amount
+
+PAGES = 200
+LIST_TIMEOUT_MS = 4000
+
+
+class ShallowPaginator(InfinitePaginator):
+    """Previous and next, without a count; deep pages read all that they skip, so they end. Filters go further."""
+
+    @property
+    def count(self) -> int:
+        return int(self.per_page) * PAGES
+
+    def _get_page(self, *args: Any, **kwargs: Any) -> Page[Any]:
+        page: Page[Any] = InfinitePage(*args, **kwargs)
+        return page
+
+
+class FactAdmin(ModelAdmin):
+    """Read-only, ordered by key, paged without COUNT(*)."""
+
+    paginator = ShallowPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_filter_submit = True
+    sortable_by = ()
+    actions: Any = None
+    compressed_fields = True
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """One open snapshot for long slows the whole desk down (design.md 2), so a list may not take it."""
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('statement_timeout', %s, true)", [str(LIST_TIMEOUT_MS)])
+                response: HttpResponse = super().changelist_view(request, extra_context)
+                if hasattr(response, "render"):
+                    response.render()
+                return response
+        except OperationalError as exc:
+            if not isinstance(exc.__cause__, QueryCanceled) or not request.GET:
+                raise
+        text = "That took too long. Narrow it down, best by day: then only those days are read."
+        self.message_user(request, text, messages.WARNING)
+        return HttpResponseRedirect(request.path)
+
+
+def money(nano: int | None, currency: str) -> str:
+    return "unpriced" if nano is None else f"{format_amount(nano)} {currency}"
