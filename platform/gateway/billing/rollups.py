@@ -44,7 +44,7 @@ class LedgerFromElsewhere(Exception):
     def __init__(self) -> None:
         super().__init__(
             "The books carry transaction numbers that this PostgreSQL has not reached: they were restored "
-            "from a dump of another cluster. Advance its counter first (pg_resetwal -e and -x, see "
+            "from a dump of another cluster. Advance its counter first (pg_resetwal -e, see "
             "docs/finance.md, 'After a restore'); until then new records would be taken for counted ones."
         )
 

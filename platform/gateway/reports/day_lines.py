@@ -1,7 +1,7 @@
 """The ledger summed by day x tenant x key x model x currencies, adjustments as lines of their own.
 
 Exports sum the ledger itself (`pages`), as of one snapshot, so that they are evidence; whoever only looks
-(`newest`, the APIs) gets the hourly sums plus what they do not have yet, which is the same at every instant.
+(`newest`, for the APIs) gets `day_sums`, which say the same at every instant.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from uuid import UUID
 
 from django.db import connection
 
-from gateway.billing.facts import DIMENSIONS, MEASURES, facts_of, sums
+from gateway.billing.facts import DIMENSIONS, facts_of, sums
+from gateway.reports.day_sums import newest_sums
 from gateway.reports.request_lines import windows
 from gateway.reports.selection import Selection
 from gateway.reports.snapshot import VISIBLE
@@ -81,30 +82,9 @@ def pages(selection: Selection, snapshot: str, *, rows: int = WINDOW) -> Iterato
 
 def newest(selection: Selection, *, limit: int, before: Group | None = None) -> tuple[list[DayLine], Group | None]:
     """The last `limit` groups of the selection (below `before`), newest day first; and where to go on from."""
-    groups = ", ".join(DIMENSIONS)
-    condition = selection.condition() + (" AND local_date <= %(before_local_date)s" if before else "")
-    marks = ", ".join(f"%(before_{name})s" for name in DIMENSIONS)
-    after: dict[str, Any] = {f"before_{name}": value for name, value in zip(DIMENSIONS, before or (), strict=False)}
-    columns = ", ".join((*DIMENSIONS, *MEASURES))
-    tail = f"recorded_xid >= (SELECT next_xid FROM mark)::text::xid8 AND {condition}"
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-WITH mark AS (SELECT coalesce((SELECT next_xid FROM billing_rollupstate WHERE name = 'hour'), 0) AS next_xid)
-SELECT {groups}, {sums()} FROM (
-    SELECT {columns} FROM billing_usagehour WHERE {condition}
-    UNION ALL
-    SELECT {columns} FROM ({facts_of(tail)}) AS facts
-) AS parts {f"WHERE ({groups}) < ({marks})" if before else ""}
-GROUP BY {groups} ORDER BY {", ".join(name + " DESC" for name in DIMENSIONS)} LIMIT %(limit)s + 1""",
-            {**selection.parameters(), **after, "limit": limit},
-        )
-        rows = cursor.fetchall()
-    page: dict[Group, list[int]] = {}
-    for row in rows[:limit]:
-        _add(page, row[: len(DIMENSIONS)], row[len(DIMENSIONS) :])
-    more = list(page)[-1] if len(rows) > limit else None
-    return _named(page), more
+    groups, more = newest_sums(selection, DIMENSIONS, limit=limit, before=before)
+    last: Group | None = list(groups)[-1] if more else None  # type: ignore[assignment]
+    return _named(groups), last  # type: ignore[arg-type]
 
 
 def _add(groups: dict[Group, list[int]], group: Group, measures: Iterable[Any]) -> None:
