@@ -1,0 +1,211 @@
+"""The figures as tables for people: medians over the rounds, and ratios to the direct call."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.programs import Figures
+from benchmarks.runs import DIRECT, OURS, Results
+from benchmarks.scenarios import COMMIT_DELAY, MAIN, ONE, PACED, SATURATION, SIXTEEN, SIXTY_FOUR
+
+Row = list[str]
+
+
+def median(runs: list[Figures], name: str, inner: str = "") -> float:
+    values = [run[name][inner] if inner else run[name] for run in runs]
+    return statistics.median(values) if values else float("nan")
+
+
+def ms(runs: list[Figures], name: str) -> float:
+    return median(runs, name) / 1000
+
+
+def table(title: str, head: Row, rows: list[Row]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    yield f"\n{title}"
+    for row in (head, ["-" * width for width in widths], *rows):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def lines(results: Results) -> Iterator[str]:
+    yield from whole_answers(results)
+    yield from streams(results)
+    yield from slow(results)
+    yield from saturated(results)
+    yield from targets(results)
+    yield noise(results)
+
+
+def whole_answers(results: Results) -> Iterator[str]:
+    head = [
+        "",
+        "req/s",
+        "server ms/req",
+        "PostgreSQL",
+        "p50 ms",
+        "p99 ms",
+        "added p50",
+        "added p99",
+        "direct p50",
+        "x p50",
+        "x p99",
+        "x CPU",
+    ]
+    rows = []
+    for scenario in MAIN:
+        if scenario.streaming:
+            continue
+        ours, direct = (results.of("main", scenario.name, target) for target in (OURS, DIRECT))
+        cpu = [median(ours, tree, "ms_req") for tree in ("server", "postgres", "mock")]
+        p50, p99, d50, d99 = ms(ours, "p50"), ms(ours, "p99"), ms(direct, "p50"), ms(direct, "p99")
+        rows.append(
+            [
+                scenario.title,
+                f"{median(ours, 'rps'):.0f}",
+                f"{cpu[0]:.3f}",
+                f"{cpu[1]:.3f}",
+                f"{p50:.2f}",
+                f"{p99:.2f}",
+                f"{p50 - d50:+.2f}",
+                f"{p99 - d99:+.2f}",
+                f"{d50:.3f}",
+                f"{p50 / d50:.0f}",
+                f"{p99 / d99:.0f}",
+                f"{sum(cpu) / median(direct, 'mock', 'ms_req'):.0f}",
+            ]
+        )
+    yield from table("Whole answers (CPU in ms per request; x: ratio to the direct call)", head, rows)
+
+
+def streams(results: Results) -> Iterator[str]:
+    head = [
+        "",
+        "chunks/s",
+        "server us/chunk",
+        "PostgreSQL",
+        "first byte p50 ms",
+        "p99",
+        "added p50",
+        "added p99",
+        "gap p99",
+        "added gap p99",
+        "x CPU",
+    ]
+    rows = []
+    for scenario in MAIN:
+        if not scenario.streaming:
+            continue
+        ours, direct = (results.of("main", scenario.name, target) for target in (OURS, DIRECT))
+        cpu = [median(ours, tree, "us_event") for tree in ("server", "postgres", "mock")]
+        p50, p99 = ms(ours, "ttfb50"), ms(ours, "ttfb99")
+        rows.append(
+            [
+                scenario.title,
+                f"{median(ours, 'events_s'):.0f}",
+                f"{cpu[0]:.1f}",
+                f"{cpu[1]:.1f}",
+                f"{p50:.2f}",
+                f"{p99:.2f}",
+                f"{p50 - ms(direct, 'ttfb50'):+.2f}",
+                f"{p99 - ms(direct, 'ttfb99'):+.2f}",
+                f"{ms(ours, 'gap99'):.2f}",
+                f"{ms(ours, 'gap99') - ms(direct, 'gap99'):+.2f}",
+                f"{sum(cpu) / median(direct, 'mock', 'us_event'):.0f}",
+            ]
+        )
+    yield from table("Streams (CPU in us per event that a client received)", head, rows)
+
+
+def slow(results: Results) -> Iterator[str]:
+    head = ["", "req/s", "server ms/req", "PostgreSQL", "p50 ms", "p99 ms", "x p50", "x p99"]
+    rows = []
+    for scenario in COMMIT_DELAY:
+        late, usual = (results.of(part, scenario.name, OURS) for part in ("commit_delay", "main"))
+        if late:
+            rows.append(
+                [
+                    scenario.title,
+                    f"{median(late, 'rps'):.0f}",
+                    f"{median(late, 'server', 'ms_req'):.3f}",
+                    f"{median(late, 'postgres', 'ms_req'):.3f}",
+                    f"{ms(late, 'p50'):.2f}",
+                    f"{ms(late, 'p99'):.2f}",
+                    f"{median(late, 'p50') / median(usual, 'p50'):.1f}",
+                    f"{median(late, 'p99') / median(usual, 'p99'):.1f}",
+                ]
+            )
+    if rows:
+        yield from table("The same with commit_delay = 5000 (x: ratio to without)", head, rows)
+
+
+def saturated(results: Results) -> Iterator[str]:
+    head = ["", "per s", "p50 ms", "p99 ms", "x p50", "x p99"]
+    rows = []
+    for title, name, target in (
+        ("16 in flight, the same process", SIXTEEN.name, "same process"),
+        ("1 in flight, an idle neighbour on the same counters", ONE.name, "its neighbour"),
+    ):
+        busy, usual = results.of("saturated", name, target), results.of("main", name, OURS)
+        if busy:
+            rows.append(
+                [
+                    title,
+                    f"{median(busy, 'rps'):.0f} req",
+                    f"{ms(busy, 'p50'):.2f}",
+                    f"{ms(busy, 'p99'):.2f}",
+                    f"{median(busy, 'p50') / median(usual, 'p50'):.1f}",
+                    f"{median(busy, 'p99') / median(usual, 'p99'):.1f}",
+                ]
+            )
+    load = results.of("saturated", SATURATION.name, "same process")
+    if rows:
+        rows.append(
+            [
+                f"meanwhile: {SATURATION.title}",
+                f"{median(load, 'events_s'):.0f} chunks",
+                f"{ms(load, 'ttfb50'):.2f}",
+                f"{ms(load, 'ttfb99'):.2f}",
+                "",
+                "",
+            ]
+        )
+        yield from table("Event loop saturated (x: ratio to the same load alone)", head, rows)
+
+
+def targets(results: Results) -> Iterator[str]:
+    alone, direct = (results.of("main", ONE.name, target) for target in (OURS, DIRECT))
+    yield "\nTargets (design.md 5)"
+    for text, value, most, unit in (
+        (
+            "CPU of the server, 64 in flight",
+            median(results.of("main", SIXTY_FOUR.name, OURS), "server", "ms_req"),
+            0.4,
+            "ms per request",
+        ),
+        (
+            "CPU of the server, 64 paced streams",
+            median(results.of("main", PACED.name, OURS), "server", "us_event"),
+            80,
+            "us per chunk",
+        ),
+        ("added p50, 1 in flight", ms(alone, "p50") - ms(direct, "p50"), 6, "ms"),
+    ):
+        yield f"  {text}: {value:.3g} {unit}, target <= {most}: {'met' if value <= most else 'MISSED'}"
+
+
+def noise(results: Results) -> str:
+    runs = results.all()
+    seconds = sum(run["secs"] for run in runs)
+    busy, steal = (sum(run[name] for run in runs) for name in ("machine_busy", "steal"))
+    ours = sum(run["load_cpu"] for run in runs)
+    ours += sum(part["cpu_s"] for run in runs for part in run.values() if isinstance(part, dict))
+    return (
+        f"noise: {busy / seconds:.2f} of {os.cpu_count()} cores busy, {max(0, busy - ours) / seconds:.2f} of them "
+        f"with something else, steal {steal:.1f} s; wall times move with it, CPU times less"
+    )

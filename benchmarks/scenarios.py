@@ -1,0 +1,42 @@
+"""What is measured. `load` are arguments of load.c, `mock` settings of mock.c."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    title: str
+    load: str
+    mock: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def streaming(self) -> bool:
+        return "-s" in self.load.split()
+
+
+ONE = Scenario("c1", "1 in flight", "-c 1")
+SIXTEEN = Scenario("c16", "16 in flight", "-c 16")
+SIXTY_FOUR = Scenario("c64", "64 in flight", "-c 64")
+# 6,400 chunks a second are offered, below saturation: CPU per chunk means something.
+PACED = Scenario("paced64", "64 streams, a chunk every 10 ms", "-s -c 64", {"interval_us": 10_000})
+MAIN = (ONE, SIXTEEN, SIXTY_FOUR, PACED)
+COMMIT_DELAY = (ONE, SIXTEEN, SIXTY_FOUR)
+# 64,000 chunks a second are offered: more than one process relays, so its event loop never rests.
+SATURATION = Scenario("smax", "64 streams, a chunk every ms", "-s -c 64", {"interval_us": 1_000})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each part takes."""
+
+    rounds: int
+    seconds: float
+    warm: float = 0.4
+
+
+DEFAULT = Plan(rounds=3, seconds=3.0)
+QUICK = Plan(rounds=1, seconds=1.0, warm=0.3)
