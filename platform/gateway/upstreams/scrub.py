@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from gateway.upstreams.base import Target
 
 LONGEST_TEXT = 2_000
 PROVIDER = "the provider"
-TOP_LEVEL = "ai|cloud|cn|co|com|de|dev|eu|example|internal|io|localhost|net|org|uk|us|xyz"
+TOP_LEVEL = set(["ai", "cloud", "cn", "co", "com", "de", "dev", "eu", "example", "internal", "io", "localhost", "net", "org", "uk", "us", "xyz"])
 
-URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>)\]]+", re.IGNORECASE)
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-HOST = re.compile(rf"\b(?:[a-z0-9-]+\.)+(?:{TOP_LEVEL})\b(?::\d+)?(?:/[^\s\"'<>)\]]*)?", re.IGNORECASE)
-IPV4 = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?(?![\d.])")
-IPV6 = re.compile(r"\[?(?<![\w:])(?:[0-9a-f]{1,4}:){2,7}:?[0-9a-f]{0,4}(?![\w:])\]?(?::\d+)?", re.IGNORECASE)
+# Every pattern begins where a word begins, so that a hostile text costs linear time.
+URL = re.compile(r"(?<![\w+.-])[a-z][a-z0-9+.-]{0,20}://[^\s\"'<>)\]]+", re.IGNORECASE)
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+HOST = re.compile(r"(?<![\w.-])((?:[\w-]+\.)+[\w-]+)(?::\d+)?(?:/[^\s\"'<>)\]]*)?")
+IPV6 = re.compile(r"\[?(?<![\w:.])([0-9a-f:.]{3,45})(?![\w:])\]?(?::\d+)?", re.IGNORECASE)
 SECRET = re.compile(
     r"\b(?:bearer\s+\S+|(?:sk|pk|rk|gsk|key|xai|fw|r8|nvapi|api)[-_][\w*.-]{6,}|AIza[\w-]{20,})", re.IGNORECASE
 )
@@ -37,15 +38,11 @@ def scrub(text: str, target: Target, public_model: str) -> str:
     text = URL.sub(PROVIDER, text)
     for name in _names(target.base_url):
         text = re.sub(rf"\b{re.escape(name)}\b(?::\d+)?", PROVIDER, text, flags=re.IGNORECASE)
-    for pattern, instead in (
-        (EMAIL, PROVIDER),
-        (HOST, PROVIDER),
-        (IPV4, PROVIDER),
-        (IPV6, PROVIDER),
-        (SECRET, "***"),
-        (IDENTIFIER, "***"),
-    ):
-        text = pattern.sub(instead, text)
+    text = EMAIL.sub(PROVIDER, text)
+    text = HOST.sub(lambda found: PROVIDER if _is_host(found[1]) else found[0], text)
+    text = IPV6.sub(lambda found: PROVIDER if _is_address(found[1]) else found[0], text)
+    for pattern in (SECRET, IDENTIFIER):
+        text = pattern.sub("***", text)
     if brand := _brand(target.base_url):
         text = re.sub(
             rf"\b{re.escape(brand)}\b",
@@ -59,6 +56,20 @@ def scrub(text: str, target: Target, public_model: str) -> str:
 def _names(base_url: str) -> list[str]:
     parts = urlsplit(base_url)
     return [name for name in (parts.netloc, parts.hostname) if name]
+
+
+def _is_host(text: str) -> bool:
+    """Paths like messages.content have dots too."""
+    return text.rpartition(".")[2].lower() in TOP_LEVEL or _is_address(text)
+
+
+def _is_address(text: str) -> bool:
+    """Times of day and ratios have colons too."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _brand(base_url: str) -> str:
