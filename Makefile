@@ -8,6 +8,12 @@ LOCKS := requirements.lock requirements-embedded.lock requirements-model.lock
 # The environment is made anew when a lock, the interpreter or the folder changes.
 STAMP := $(VENV)/.installed-$(shell { cat $(LOCKS) pyproject.toml; echo "$(CURDIR) $(PYTHON)"; } | cksum | tr ' ' -)
 
+# An example of production's settings, for `check --deploy`: no server is asked.
+PRODUCTION := env DATABASE_URL=postgres://counterfoil@db/counterfoil VALKEY_URL=redis://valkey/0 \
+	MIGRATION_DATABASE_URL=postgres://counterfoil_owner@db/counterfoil ALLOWED_HOSTS=api.example.com \
+	SECRET_KEY=$$(head -c 48 /dev/urandom | base64) KEY_PEPPER=$$(head -c 48 /dev/urandom | base64) \
+	ENCRYPTION_KEYS=$$(head -c 32 /dev/urandom | base64 | tr '+/' '-_')
+
 .PHONY: help run test check test-faults bench install lock clean
 
 help:  ## list what can be made

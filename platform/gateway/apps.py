@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from django.apps import AppConfig
 from django.conf import settings
+
+from gateway import logs
+from gateway.upstreams import addresses
 
 
 class GatewayConfig(AppConfig):
@@ -14,11 +16,9 @@ class GatewayConfig(AppConfig):
     label = "gateway"
 
     def ready(self) -> None:
-        if find_spec("gateway.logs"):
-            import_module("gateway.logs").configure()
-        if find_spec("gateway.checks"):
-            import_module("gateway.checks")
-        if find_spec("gateway.upstreams.addresses"):
-            import_module("gateway.upstreams.addresses").configure(
-                allow_private=settings.UPSTREAM_ALLOW_PRIVATE, allow_loopback=settings.UPSTREAM_ALLOW_LOOPBACK
-            )
+        logs.configure()
+        import_module("gateway.checks")
+        # Upstreams know no Django, so the settings are handed to them.
+        addresses.configure(
+            allow_private=settings.UPSTREAM_ALLOW_PRIVATE, allow_loopback=settings.UPSTREAM_ALLOW_LOOPBACK
+        )
