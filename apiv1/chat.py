@@ -53,7 +53,7 @@ def call_of(request: ApiRequest, body: dict[str, Any]) -> Call:
         include_usage=options.get("include_usage") or False,
         reload=request.reload,
         request_id=log.request_id,
-        client_request_id=log.client_request_id,
+        client_request_id=printable(log.client_request_id, 512),
         end_user=printable(body.get("user") or body.get("safety_identifier") or "", 256),
     )
 

@@ -140,8 +140,7 @@ def _check_tool(message: Message, index: int) -> None:
 
 
 def _check_function(message: Message, index: int) -> None:
-    if "name" not in message:
-        raise faults.missing(f"messages[{index}].name")
+    # The guide's clients leave `name` out, and OpenAI's send null where a function returned nothing.
     if message.get("content") is not None or "content" not in message:
         _check_content(message, index)
 

@@ -142,6 +142,7 @@ MESSAGES: list[list[dict[str, Any]]] = [
         {"role": "tool", "tool_call_id": "c", "content": "4"},
     ],
     [{"role": "user", "content": "", "weight": 0, "cache_control": {"type": "ephemeral"}, "x": [1, {"y": None}]}],
+    [{"role": "function", "content": "4"}, {"role": "function", "name": "f", "content": None}, USER],
     [{"role": "user", "content": "a NUL \x00, an emoji 🦜"}],
 ]
 

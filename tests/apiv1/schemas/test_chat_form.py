@@ -102,7 +102,6 @@ FORM = [  # the form is wrong: MalformedBody
     ),
     (answering({"role": "assistant", "tool_calls": "x"}), "invalid_type", "messages[1].tool_calls", None),
     (answering({"role": "assistant", "refusal": 1}), "invalid_type", "messages[1].refusal", None),
-    (answering({"role": "function", "content": "4"}), "missing_required_parameter", "messages[1].name", None),
     (
         body(temperature="hot"),
         "invalid_type",
