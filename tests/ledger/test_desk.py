@@ -181,6 +181,24 @@ async def test_a_caller_who_leaves_the_queue_leaves_no_hold(desk: Desk, order: M
     assert (await db(verify)).drift == []
 
 
+async def test_who_leaves_in_the_instant_of_its_answer_leaves_no_hold(desk: Desk, order: MakeOrder) -> None:
+    mine = await db(order)
+    resolve = desk._resolve
+
+    def resolve_and_leave(outcomes: Any) -> None:
+        resolve(outcomes)
+        task.cancel()
+
+    desk._resolve = resolve_and_leave  # type: ignore[method-assign]
+    task = asyncio.create_task(desk.admit(mine))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    desk._resolve = resolve  # type: ignore[method-assign]
+    await until(lambda: Counter.objects.get(scope="key").held_requests == 0)
+    assert not await db(Hold.objects.exists)
+    assert (await db(verify)).drift == []
+
+
 def other_connection() -> Any:
     """A session of somebody else's: an admin's, a backup's."""
     other = connections["default"].copy()

@@ -63,6 +63,11 @@ class Desk:
             timer = future.get_loop().call_later(ADMISSION_SECONDS, _too_late, future)
             try:
                 row: list[Any] = await future
+            except asyncio.CancelledError:
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    # It left in the very turn of the loop in which it was answered: `_resolve` saw it waiting.
+                    self._undo(item)
+                raise
             finally:
                 timer.cancel()
             return row
@@ -102,8 +107,11 @@ class Desk:
 
     def _release(self, tickets: list[Ticket]) -> None:
         for ticket in tickets:
-            if ticket.item["op"] == "a":
-                self.writer.queue.put(Ticket({**ticket.item, "op": "r"}))
+            self._undo(ticket.item)
+
+    def _undo(self, item: Item) -> None:
+        if item["op"] == "a":
+            self.writer.queue.put(Ticket({**item, "op": "r"}))
 
     def stop(self, seconds: float = STOP_SECONDS) -> int:
         """Write what is left; returns how many items could not be written (their holds stay for the sweeper)."""
