@@ -33,7 +33,7 @@ class Results:
 
     def take(self, part: str, scenario: str, target: str, run: Figures) -> None:
         self.runs[part, scenario, target].append(run)
-        if run["err"] or not run["ok"]:
+        if run["err"] or not (run["ok"] or run.get("events")):
             self.failures.append(
                 f"{part} {scenario} {target}: {run['err']} of {run['ok'] + run['err']} requests "
                 f"failed; {run['first_error'] or 'none was answered'}"
