@@ -7,13 +7,14 @@ used, so that `manage.py check` can say all that is wrong at once (gateway.check
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 problems: list[tuple[str, str]] = []  # (name, what is wrong)
 
 TRUE = {"1", "true", "yes", "on"}
-FALSE = {"", "0", "false", "no", "off"}
+FALSE = {"0", "false", "no", "off"}
 
 
 def load_dotenv(path: Path) -> None:
@@ -31,6 +32,8 @@ def load_dotenv(path: Path) -> None:
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
+        else:
+            value = re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip()  # as Docker Compose reads the same file
         os.environ.setdefault(name.strip(), value)
 
 
@@ -39,14 +42,13 @@ def text(name: str, default: str = "") -> str:
 
 
 def flag(name: str, default: bool) -> bool:
-    raw = os.environ.get(name)
-    if raw is None:
-        return default
-    value = raw.strip().lower()
-    if value not in TRUE | FALSE:
+    raw = text(name)
+    if not raw:
+        return default  # `HTTPS=` in a file means "not said", never "off"
+    if raw.lower() not in TRUE | FALSE:
         problems.append((name, f"{raw!r} is neither true nor false"))
         return default
-    return value in TRUE
+    return raw.lower() in TRUE
 
 
 def integer(name: str, default: int, *, low: int = 0, high: int = 2**31 - 1) -> int:

@@ -18,7 +18,7 @@ from gateway.embedded import layout
 django_stubs_ext.monkeypatch()
 
 BASE_DIR = Path(__file__).resolve().parents[2]
-environment.load_dotenv(BASE_DIR / ".env")
+environment.load_dotenv(BASE_DIR / environment.text("COUNTERFOIL_ENV_FILE", ".env"))
 
 VERSION = __version__
 COUNTERFOIL_HOME = Path(environment.text("COUNTERFOIL_HOME", str(BASE_DIR / "var"))).resolve()
@@ -83,6 +83,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "servestatic",  # its checks
     "django.contrib.staticfiles",
     "django.contrib.postgres",
     "simple_history",

@@ -6,6 +6,7 @@ Tests run on a home of their own (`var/test`), and reach nothing but this machin
 from __future__ import annotations
 
 import os
+import re
 import sys
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -13,6 +14,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 os.environ.setdefault("COUNTERFOIL_HOME", str(ROOT / "var" / "test"))
+# Nor on what a developer has set for `make run`: neither here nor in the servers that tests start.
+os.environ["COUNTERFOIL_ENV_FILE"] = os.devnull
+if not os.environ.get("DATABASE_URL"):
+    for name in re.findall(r"^#([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE):
+        if name != "COUNTERFOIL_HOME":
+            os.environ.pop(name, None)
 
 
 class NetworkClosed(RuntimeError):

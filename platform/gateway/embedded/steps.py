@@ -77,7 +77,7 @@ def wait_for(name: str, answers: Callable[[], str], check: Callable[[], None]) -
 def not_ready(url: str) -> str:
     """Why /readyz says no; empty when it says yes."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2):
             return ""
     except urllib.error.HTTPError as error:
         return error.read().decode(errors="replace")[:300] or str(error)
