@@ -42,6 +42,8 @@ def main() -> None:
     parameters.cache_ram_mib = 64
     parameters.ui = parameters.endpoint_slots = False
     parameters.offline = True
+    # Every open connection holds one of these, idle ones too: with the default, the 19th client waits 5 s.
+    parameters.n_threads_http = 128
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     server = xllamacpp.Server(parameters)
     print("listening on", server.listening_address, flush=True)
