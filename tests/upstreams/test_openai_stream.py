@@ -228,8 +228,22 @@ async def test_a_connection_that_was_read_to_its_end_is_used_again(
         stream = await adapter.open_stream(target(), STREAM, FACE)
         await collect(stream)
         await stream.aclose()
-        await asyncio.sleep(0.05)  # the last bytes of the body come after [DONE]
+        await asyncio.sleep(0.1)  # the last bytes of the body come after [DONE], and then it rests
     assert upstream.connections == before + 1
+
+
+async def test_a_provider_that_closes_after_a_stream_does_not_fail_the_next_request(
+    adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget
+) -> None:
+    async def stream_and_close(exchange: scripts.Exchange) -> None:
+        await scripts.Stream()(exchange)
+        await asyncio.sleep(0.005)
+        exchange.cut()
+
+    upstream.script("closes", stream_and_close)
+    for _ in range(5):  # llama.cpp does so, after promising to keep the connection
+        assert text_in(await collect(await adapter.open_stream(target("closes"), STREAM, FACE))) == "Hello there."
+        await adapter.complete(target(), REQUEST, FACE)
 
 
 async def test_a_body_that_goes_on_after_done_is_not_waited_for(

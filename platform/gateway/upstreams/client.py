@@ -1,4 +1,4 @@
-"""HTTP to providers: one aiohttp session per event loop, a keep-alive pool, time-outs of the target.
+"""HTTP to providers: aiohttp, one client per event loop, keep-alive pools, time-outs of the target.
 
 No cookies, no redirects, no proxies from the environment. aiohttp's exceptions end here (faults.py). Whoever
 is cancelled while waiting leaves no connection behind: it is closed, never returned to the pool.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 
 import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway import __version__
@@ -26,26 +29,54 @@ KEEP_ALIVE_S = 4.0
 LARGEST_ANSWER = 64 * 2**20
 LARGEST_PLAIN_BODY = 2**20  # aiohttp warns about larger bytes; a file it sends piece by piece
 DRAIN_S = 1.0
+# llama.cpp promises to keep the connection of a stream and closes it. Used again at once, it would fail the
+# next request in a way that cannot be repeated safely; after this time its goodbye has arrived.
+STREAM_GRACE_S = 0.05
 
 NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 
+class _Connector(aiohttp.TCPConnector):
+    """A pool whose connections rest for `grace_s` seconds between two requests."""
+
+    def __init__(self, grace_s: float) -> None:
+        super().__init__(
+            limit=0,  # the desk's queue bounds what is in flight
+            keepalive_timeout=KEEP_ALIVE_S,
+            socket_factory=addresses.open_socket,
+        )
+        self._grace_s = grace_s
+
+    async def _get(self, key: ConnectionKey, traces: list[aiohttp.tracing.Trace]) -> Connection | None:
+        resting = self._conns.get(key)  # the one that rests longest comes first
+        while resting and not resting[0][0].is_connected():
+            resting.popleft()
+        if resting and time.monotonic() - resting[0][1] < self._grace_s:
+            return None  # a new one is opened
+        return await super()._get(key, traces)
+
+
 class Client:
+    """Streams and whole answers have a pool each."""
+
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._drains: set[asyncio.Task[None]] = set()
 
-    async def post(self, target: Target, path: str, body: bytes) -> Response:
+    async def post(self, target: Target, path: str, body: bytes, *, stream: bool = False) -> Response:
         """Send JSON; returns once the headers are there. Raises UpstreamError or UpstreamTimeout."""
-        return await self._send("POST", target, path, body if len(body) <= LARGEST_PLAIN_BODY else io.BytesIO(body))
+        data = body if len(body) <= LARGEST_PLAIN_BODY else io.BytesIO(body)
+        return await self._send("POST", target, path, data, stream=stream)
 
     async def get(self, target: Target, path: str) -> Response:
         """As `post`, without a body."""
         return await self._send("GET", target, path, None)
 
-    async def _send(self, method: str, target: Target, path: str, data: bytes | io.BytesIO | None) -> Response:
+    async def _send(
+        self, method: str, target: Target, path: str, data: bytes | io.BytesIO | None, *, stream: bool = False
+    ) -> Response:
         try:
-            answer = await self._open_session().request(
+            answer = await self._session(stream).request(
                 method,
                 _endpoint(target.base_url, path, addresses.rules()),
                 data=data,
@@ -58,22 +89,18 @@ class Client:
         return Response(answer, target, self._drains)
 
     async def close(self) -> None:
-        session, self._session = self._session, None
+        sessions, self._sessions = self._sessions, {}
         for task in list(self._drains):
             task.cancel()
         await asyncio.gather(*self._drains, return_exceptions=True)
-        if session is not None:
+        for session in sessions.values():
             await session.close()
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=0,  # the desk's queue bounds what is in flight
-                keepalive_timeout=KEEP_ALIVE_S,
-                socket_factory=addresses.open_socket,
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
+    def _session(self, stream: bool) -> aiohttp.ClientSession:
+        session = self._sessions.get(stream)
+        if session is None:
+            session = self._sessions[stream] = aiohttp.ClientSession(
+                connector=_Connector(STREAM_GRACE_S if stream else 0.0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={
                     "Content-Type": "application/json",
@@ -82,7 +109,7 @@ class Client:
                     "User-Agent": f"counterfoil/{__version__}",
                 },
             )
-        return self._session
+        return session
 
 
 class Response:

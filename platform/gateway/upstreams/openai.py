@@ -23,7 +23,7 @@ class OpenAIAdapter:
         self._client = Client()
 
     async def complete(self, target: Target, request: dict[str, Any], face: Face) -> Answer:
-        response = await self._post(target, _body(target, request, stream=False), face)
+        response = await self._post(target, request, face, stream=False)
         said = _json(await response.read_all(), target)
         try:
             return answer_of(said, request, face)
@@ -32,7 +32,7 @@ class OpenAIAdapter:
             raise
 
     async def open_stream(self, target: Target, request: dict[str, Any], face: Face) -> Relay:
-        response = await self._post(target, _body(target, request, stream=True), face)
+        response = await self._post(target, request, face, stream=True)
         estimate = partial(estimate_request, request)
         if response.content_type == "application/json":
             # A provider that cannot stream: its whole answer becomes a stream of one event.
@@ -48,8 +48,8 @@ class OpenAIAdapter:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _post(self, target: Target, body: bytes, face: Face) -> Response:
-        response = await self._client.post(target, CHAT, body)
+    async def _post(self, target: Target, request: dict[str, Any], face: Face, *, stream: bool) -> Response:
+        response = await self._client.post(target, CHAT, _body(target, request, stream=stream), stream=stream)
         if response.status == 200:
             return response
         said = await response.read_all(LARGEST_ERROR)

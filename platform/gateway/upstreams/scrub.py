@@ -10,7 +10,10 @@ from gateway.upstreams.base import Target
 
 LONGEST_TEXT = 2_000
 PROVIDER = "the provider"
-TOP_LEVEL = set(["ai", "cloud", "cn", "co", "com", "de", "dev", "eu", "example", "internal", "io", "localhost", "net", "org", "uk", "us", "xyz"])
+TOP_LEVEL = {
+    *("ai", "cloud", "cn", "co", "com", "de", "dev", "eu", "example", "internal"),
+    *("io", "localhost", "net", "org", "uk", "us", "xyz"),
+}
 
 # Every pattern begins where a word begins, so that a hostile text costs linear time.
 URL = re.compile(r"(?<![\w+.-])[a-z][a-z0-9+.-]{0,20}://[^\s\"'<>)\]]+", re.IGNORECASE)
