@@ -7,7 +7,7 @@ import asyncio
 from gateway.console import feed
 from gateway.ledger import desk
 from gateway.pipeline import ended_requests
-from gateway.upstreams import registry
+from gateway.upstreams import registry, tokens
 
 
 _feeding: asyncio.Task[None] | None = None
@@ -15,6 +15,7 @@ _feeding: asyncio.Task[None] | None = None
 
 def start(loop: asyncio.AbstractEventLoop) -> None:
     global _feeding
+    tokens.warm()  # half a second, which the first request would otherwise wait
     desk.start()
     _feeding = loop.create_task(feed.pump(ended_requests))
 
