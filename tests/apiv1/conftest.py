@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from asgiref.sync import SyncToAsync
 from django.db import connection, connections
 from django.test import AsyncClient
 
@@ -42,7 +43,8 @@ def house(transactional_db: None, ring: keyring.KeyRing) -> Iterator[None]:
     yield
     desk.stop()
     snapshots.forget()
-    snapshots._reader.submit(connections.close_all).result()
+    for threads in (snapshots._reader, SyncToAsync.single_thread_executor):
+        threads.submit(connections.close_all).result()
     connection.close()
 
 
