@@ -20,7 +20,7 @@ from tests.billing import books
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-A_DAY = 2_000
+A_DAY = 1_000
 _FILL = """
 INSERT INTO ledger_usagerecord (request_id, tenant_id, key_id, model, started_at, local_date, charge_currency,
     cost_currency, process_id, catalogue_model_id, endpoint, stream, status, estimated, http_status, error_code,
@@ -30,13 +30,13 @@ SELECT (left(ledger_uuid_at(at)::text, 14) || '7' || substr(h, 1, 3) || '-8' || 
         || substr(h, 7, 12))::uuid,
     %(tenant)s, %(key)s, 'acme-chat', at, (at AT TIME ZONE 'UTC')::date, 'USD', 'USD', gen_random_uuid(), 1,
     'chat.completions', false, 'completed', false, 200, '', at, 10, 0, 0, 5, 0, n, n, '[]', '', 'user-' || n
-FROM (SELECT n, timestamptz '2026-11-01 00:00+00' + n * interval '14.4 s' AS at, md5(n::text) AS h
+FROM (SELECT n, timestamptz '2026-11-01 00:00+00' + n * interval '1 day' / %(a_day)s AS at, md5(n::text) AS h
       FROM generate_series(0, 6 * %(a_day)s - 1) n) s"""
 
 
 @pytest.fixture
 def month(transactional_db: None) -> None:
-    """Six days of November with 2,000 requests each."""
+    """Six days of November with 1,000 requests each."""
     key = books.key(books.tenant("acme"))
     with connection.cursor() as cursor:
         cursor.execute(_FILL, {"tenant": key.tenant_id, "key": key.pk, "a_day": A_DAY})
@@ -44,7 +44,7 @@ def month(transactional_db: None) -> None:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, rows in ((request_lines, 250), (day_lines, 500)):
+    for module, rows in ((request_lines, 125), (day_lines, 250)):
         whole = module.pages
 
         def pages(

@@ -101,6 +101,8 @@ def _take(groups: dict[Group, list[int]], *, before: date) -> list[DayLine]:
 
 def _named(groups: dict[Group, list[int]]) -> list[DayLine]:
     """Ids to the names that people know, in one query for the keys of all groups."""
+    if not groups:
+        return []
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT k.id, t.slug, k.public_id, k.name FROM tenants_apikey k JOIN tenants_tenant t"
