@@ -19,6 +19,13 @@ COOKIE = "counterfoil_secret"
 SECONDS = 60
 
 
+class Secret(str):
+    """Its text in a page; not in a dump of the page's context, which Django's template engine logs at DEBUG."""
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
 def give(request: HttpRequest, secret: str, page: str) -> HttpResponseRedirect:
     """Redirect to the page at this path, with the secret for the user who made it."""
     response = HttpResponseRedirect(page)
@@ -34,13 +41,13 @@ def give(request: HttpRequest, secret: str, page: str) -> HttpResponseRedirect:
     return response
 
 
-def take(request: HttpRequest) -> str | None:
+def take(request: HttpRequest) -> Secret | None:
     """The secret that was given to this user for this path less than a minute ago; None otherwise."""
     token = request.COOKIES.get(COOKIE)
     if not token:
         return None
     try:
-        return _cipher(request, request.path).decrypt(token.encode(), ttl=SECONDS).decode()
+        return Secret(_cipher(request, request.path).decrypt(token.encode(), ttl=SECONDS).decode())
     except (InvalidToken, UnicodeError):
         return None
 

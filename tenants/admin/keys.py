@@ -248,6 +248,7 @@ class APIKeyAdmin(HistoryAdmin):
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
             "title": title,
+            "original": key,
             "key": key,
             "now": timezone.now(),
         }

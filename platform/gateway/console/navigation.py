@@ -41,9 +41,10 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ),
     (
         "People",
-        (("auth.User", "person"), ("auth.Group", "group"), ("authtoken.TokenProxy", "vpn_key")),
+        (("auth.User", "person"), ("auth.Group", "group")),
     ),
 )
+TITLES = {"ledger.WorkItem": "Work queue"}
 MORE_ICON = "table_rows"
 
 
@@ -55,6 +56,7 @@ def groups(request: HttpRequest) -> list[dict[str, Any]]:
     pages = [_page("Dashboard", "dashboard", "admin:index")]
     if request.user.has_perm("ledger.view_usagerecord"):
         pages.append(_page("Live feed", "bolt", "admin:live_feed"))
+        pages.append(_page("Export usage", "download", "reports:export"))
     result: list[dict[str, Any]] = [{"title": "", "items": pages}]
     for title, entries in (*GROUPS, ("More", more)):
         items = [
@@ -79,7 +81,7 @@ def _page(title: str, icon: str, name: str) -> dict[str, Any]:
 
 def _model(model: type[Model], icon: str) -> dict[str, Any]:
     meta = model._meta
-    name = str(meta.verbose_name_plural)
+    name = TITLES.get(meta.label) or str(meta.verbose_name_plural)
     item = {
         "title": name[:1].upper() + name[1:],
         "icon": icon,

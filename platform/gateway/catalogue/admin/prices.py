@@ -77,7 +77,7 @@ class PriceAdmin(KeptAdmin):
         (
             "Whose price",
             {
-                "fields": [("model", "side"), ("tenant", "provider"), ("currency", "effective_from"), "use"],
+                "fields": [("model", "side"), ("tenant", "provider"), "currency", "effective_from", "use"],
                 "description": "Charge without a tenant is the list price; cost without a provider holds for all.",
             },
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import admin
@@ -39,7 +40,19 @@ class ProviderForm(forms.ModelForm[Provider]):
             self.add_error("remove_credential", "Either give a new credential or remove the stored one.")
         if "protocol" in data and "base_url" in data:
             check_provider(Provider(protocol=data["protocol"], base_url=data["base_url"]))
+            self._check_destination(data)
         return data
+
+    def _check_destination(self, data: dict[str, Any]) -> None:
+        """Else whoever may edit a provider could have its credential sent to a host of their own."""
+        if self.instance.pk is None or data.get("new_credential") or data.get("remove_credential"):
+            return
+        stored = Provider.objects.get(pk=self.instance.pk)
+        former, new = urlsplit(stored.base_url), urlsplit(data["base_url"])
+        if stored.credential and (former.scheme, former.netloc) != (new.scheme, new.netloc):
+            self.add_error(
+                "new_credential", "The stored one is for another host. Give it again, or remove it."
+            )
 
     def save(self, commit: bool = True) -> Provider:
         if self.cleaned_data.get("remove_credential"):

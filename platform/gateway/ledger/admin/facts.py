@@ -8,9 +8,11 @@ from django.contrib import messages
 from django.core.paginator import Page
 from django.db import OperationalError, connection, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from psycopg.errors import QueryCanceled
+from unfold import paginator
 from unfold.admin import ModelAdmin
-from unfold.paginator import InfinitePage, InfinitePaginator
 
 from gateway.catalogue.pricing import format_amount
 
@@ -18,22 +20,25 @@ PAGES = 200
 LIST_TIMEOUT_MS = 4000
 
 
-class ShallowPaginator(InfinitePaginator):
-    """Previous and next, without a count; deep pages read all that they skip, so they end. Filters go further."""
+class InfinitePaginator(paginator.InfinitePaginator):
+    """Previous and next, without a count; deep pages read all that they skip, so they end. Filters go further.
+
+    Unfold's templates know it by its name, and then show no count.
+    """
 
     @property
     def count(self) -> int:
         return int(self.per_page) * PAGES
 
     def _get_page(self, *args: Any, **kwargs: Any) -> Page[Any]:
-        page: Page[Any] = InfinitePage(*args, **kwargs)
+        page: Page[Any] = paginator.InfinitePage(*args, **kwargs)
         return page
 
 
 class FactAdmin(ModelAdmin):
     """Read-only, ordered by key, paged without COUNT(*)."""
 
-    paginator = ShallowPaginator
+    paginator = InfinitePaginator
     show_full_result_count = False
     list_per_page = 50
     list_filter_submit = True
@@ -49,6 +54,18 @@ class FactAdmin(ModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Without the link to a history: facts have none."""
+        context = {"show_history": False} | (extra_context or {})
+        response: HttpResponse = super().changeform_view(request, object_id, form_url, context)
+        return response
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """One open snapshot for long slows the whole desk down (design.md 2), so a list may not take it."""
@@ -69,3 +86,7 @@ class FactAdmin(ModelAdmin):
 
 def money(nano: int | None, currency: str) -> str:
     return "unpriced" if nano is None else f"{format_amount(nano)} {currency}"
+
+
+def unbroken(text: str) -> SafeString:
+    return format_html('<span class="cf-nowrap">{}</span>', text)

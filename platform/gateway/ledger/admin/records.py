@@ -17,7 +17,7 @@ from unfold.decorators import display
 
 from gateway.catalogue.models import Provider
 from gateway.catalogue.pricing import format_amount
-from gateway.ledger.admin.facts import FactAdmin, money
+from gateway.ledger.admin.facts import FactAdmin, money, unbroken
 from gateway.ledger.admin.filters import DayFilter, ModelFilter
 from gateway.ledger.models import UsageRecord
 from gateway.ledger.services import adjustments_of
@@ -29,9 +29,9 @@ STATUS_LABELS = {"completed": "success", "failed": "danger", "interrupted": "war
 class UsageRecordAdmin(FactAdmin):
     list_display = [
         "short_id",
-        "started_at",
+        "started",
         "tenant",
-        "key",
+        "key_name",
         "model",
         "status_label",
         "tokens_in",
@@ -51,7 +51,7 @@ class UsageRecordAdmin(FactAdmin):
     list_select_related = ["tenant", "key"]
     ordering = ["-request_id"]
     fieldsets = [
-        (None, {"fields": [("request_id", "status_label"), ("tenant", "key"), ("model", "where")]}),
+        (None, {"fields": [("request_id", "outcome"), ("tenant", "key"), ("model", "where")]}),
         (
             "Time",
             {"fields": [("started_at", "ended_at"), ("local_date", "first_byte_ms"), ("stream", "endpoint")]},
@@ -81,13 +81,25 @@ class UsageRecordAdmin(FactAdmin):
             return queryset.none(), False
         return queryset.filter(request_id=UUID(digits)), False
 
-    @display(description="request", header=False)
-    def short_id(self, record: UsageRecord) -> str:
-        return f"…{str(record.request_id)[-12:]}"
+    @display(description="request")
+    def short_id(self, record: UsageRecord) -> SafeString:
+        return unbroken(f"…{str(record.request_id)[-12:]}")
+
+    @display(description="started (UTC)")
+    def started(self, record: UsageRecord) -> SafeString:
+        return unbroken(f"{record.started_at:%Y-%m-%d %H:%M:%S}")
+
+    @display(description="key")
+    def key_name(self, record: UsageRecord) -> str:
+        return record.key.name
 
     @display(description="status", label=STATUS_LABELS)
     def status_label(self, record: UsageRecord) -> tuple[str, str]:
-        return record.status, f"{record.status}: {record.error_code}" if record.error_code else record.status
+        return record.status, self.outcome(record)
+
+    @display(description="status")
+    def outcome(self, record: UsageRecord) -> str:
+        return f"{record.status}: {record.error_code}" if record.error_code else record.status
 
     @display(description="tokens in")
     def tokens_in(self, record: UsageRecord) -> int:
@@ -98,16 +110,16 @@ class UsageRecordAdmin(FactAdmin):
         return record.output_tokens + record.reasoning_tokens
 
     @display(description="charge")
-    def charge_amount(self, record: UsageRecord) -> str:
-        return money(record.charge, record.charge_currency)
+    def charge_amount(self, record: UsageRecord) -> SafeString:
+        return unbroken(money(record.charge, record.charge_currency))
 
     @display(description="cost")
     def cost_amount(self, record: UsageRecord) -> str:
         return money(record.cost, record.cost_currency) if record.cost is not None else "no cost price"
 
     @display(description="took")
-    def took(self, record: UsageRecord) -> str:
-        return f"{round((record.ended_at - record.started_at).total_seconds() * 1000)} ms"
+    def took(self, record: UsageRecord) -> SafeString:
+        return unbroken(f"{round((record.ended_at - record.started_at).total_seconds() * 1000)} ms")
 
     @display(description="provider")
     def where(self, record: UsageRecord) -> str:

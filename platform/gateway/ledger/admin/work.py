@@ -41,7 +41,7 @@ class ResolveForm(forms.Form):
 
 @admin.register(WorkItem)
 class WorkItemAdmin(FactAdmin):
-    list_display = ["kind_label", "record", "tenant", "model", "age", "resolved_at", "resolved_by"]
+    list_display = ["kind_label", "record", "tenant", "public_model", "age", "resolved_at", "resolved_by"]
     list_display_links = None
     list_filter = [OpenFilter, ("kind", ChoicesDropdownFilter), ("tenant", AutocompleteSelectFilter)]
     list_select_related = ["tenant", "resolved_by"]
@@ -68,7 +68,7 @@ class WorkItemAdmin(FactAdmin):
         return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(item.request_id)[-12:])
 
     @display(description="model")
-    def model(self, item: Any) -> str:
+    def public_model(self, item: Any) -> str:
         return item.record_model or ""
 
     @display(description="age", ordering="created_at")
