@@ -200,6 +200,14 @@ async def test_odd_messages_never_raise_anything_else(
     ChatCompletion.model_validate(body, strict=True)
 
 
+async def test_llama_cpps_usage_of_several_choices_is_estimated(
+    adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget
+) -> None:
+    upstream.queue(scripts.Answer("one two three", top={"timings": {}, "usage": scripts.usage_of(REQUEST, 3)}))
+    answer = await adapter.complete(target(), REQUEST | {"n": 2}, FACE)
+    assert answer.usage.estimated and answer.usage.output_tokens == 6
+
+
 async def test_an_endless_body_is_cut_off(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:

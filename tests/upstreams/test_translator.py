@@ -176,6 +176,14 @@ def test_usage_of_an_unfinished_stream_is_what_was_reported_and_delivered_since(
     assert translator.usage == Usage(7, output_tokens=7, reasoning_tokens=1, estimated=True)
 
 
+def test_llama_cpp_reports_each_choice_by_itself() -> None:
+    parts = [event({"content": "x"}, index=i) for i in range(2)] + [event({}, "stop", index=i) for i in range(2)]
+    reports = [said({**HEAD, "choices": [], "usage": USAGE, "timings": {}}) for _ in range(2)]
+    chunks, translator = run(*parts, *reports, DONE, face=Face("c", 1, "m", include_usage=True))
+    assert translator.usage == Usage(7, output_tokens=10)
+    assert chunks[-1]["usage"]["completion_tokens"] == 10
+
+
 def test_nonsense_usage_is_estimated() -> None:
     _, translator = run(
         ROLE, event({"content": "hello world"}), event({}, "stop", usage={"prompt_tokens": "x"}), DONE

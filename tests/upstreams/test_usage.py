@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.upstreams import tokens
 from gateway.upstreams.base import Usage
-from gateway.upstreams.meter import FOLD_LENGTH, Meter
+from gateway.upstreams.meter import FOLD_LENGTH, MOST_PIECES, Meter
 from gateway.upstreams.usage import LARGEST, parse_usage, usage_body
 
 counts = st.integers(0, 10**7)
@@ -106,8 +106,9 @@ def test_the_meter_counts_late_and_keeps_little() -> None:
     meter = Meter()
     for _ in range(FOLD_LENGTH // 4):
         meter.add_output("hello world ")
+        assert len(meter._pieces[0]) <= MOST_PIECES
     meter.add_reasoning("hm")
-    assert sum(len(text) for kind in meter._kinds for text in kind) <= FOLD_LENGTH
+    assert sum(map(len, meter._pieces[0])) <= FOLD_LENGTH + MOST_PIECES * 12
     output, reasoning = meter.counts()
     assert output == pytest.approx(tokens.count("hello world " * (FOLD_LENGTH // 4)), abs=8)
     assert reasoning == 1

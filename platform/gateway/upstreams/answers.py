@@ -26,7 +26,9 @@ def answer_of(said: object, request: dict[str, Any], face: Face) -> Answer:
         raise UpstreamError(FAILED)
     meter = Meter()
     rendered = [_choice(choice, number, face, meter) for number, choice in enumerate(choices)]
-    usage = parse_usage(said.get("usage")) or _estimate(request, meter)
+    usage = parse_usage(said.get("usage"))
+    if usage is None or ("timings" in said and len(choices) > 1):  # llama.cpp reports its first choice only
+        usage = _estimate(request, meter)
     body = {
         "id": face.id,
         "object": "chat.completion",

@@ -142,7 +142,7 @@ class Translator:
             if isinstance(choice, dict):
                 self._translate_choice(choice, out)
         if (usage := said.get("usage")) is not None:
-            self._report(usage)
+            self._report(usage, one_of_many=not choices and "timings" in said and len(self._choices) > 1)
         elif len(choices) == 1:
             self._learn(event, choices[0])
 
@@ -179,12 +179,17 @@ class Translator:
         self.cause = cause
         return UpstreamError(FAILED)
 
-    def _report(self, raw: object) -> None:
+    def _report(self, raw: object, *, one_of_many: bool) -> None:
         usage = parse_usage(raw)
-        if usage is not None:
-            self._reported, self._reported_raw = usage, raw
-            for choice in self._choices.values():
-                choice.meter.reset()
+        if usage is None:
+            return
+        before = self._reported
+        if one_of_many and before is not None:  # llama.cpp (known by its timings) reports each choice by itself
+            output = usage.output_tokens + before.output_tokens
+            usage, raw = replace(before, output_tokens=output), self._reported_raw
+        self._reported, self._reported_raw = usage, raw
+        for choice in self._choices.values():
+            choice.meter.reset()
 
     def _learn(self, event: bytes, said: object) -> None:
         """Remember what is around the delta, if this is a plain event in the middle of a choice."""
