@@ -66,6 +66,7 @@ class CatalogueModelAdmin(HistoryAdmin):
     list_display = ["public_id", "owned_by", "context_window", "max_output_tokens", "served", "priced", "enabled"]
     list_filter = ["enabled", "owned_by"]
     search_fields = ["public_id", "owned_by"]
+    ordering = ["public_id"]  # Meta's does not hold for a query that groups
     readonly_fields = ["prices_link"]
     fieldsets = [
         (None, {"fields": ["public_id", ("owned_by", "enabled"), ("aliases", "capabilities")]}),

@@ -68,6 +68,7 @@ class ProviderAdmin(HistoryAdmin):
     list_display = ["name", "protocol", "base_url", "has_credential", "deployment_count", "enabled"]
     list_filter = ["protocol", "enabled"]
     search_fields = ["name", "base_url"]
+    ordering = ["name"]  # Meta's does not hold for a query that groups
     readonly_fields = ["stored_credential"]
     fieldsets = [
         (None, {"fields": [("name", "protocol"), "base_url", "enabled"]}),
