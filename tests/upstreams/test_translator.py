@@ -6,52 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from openai.lib.streaming.chat import ChatCompletionStreamState
-from openai.types.chat import ChatCompletionChunk
 
-from gateway.errors import UpstreamError
-from gateway.upstreams.base import Face, Usage
-from gateway.upstreams.translator import Translator
-from tests.upstreams.conftest import FACE, parse, text_in
-
-Json = dict[str, Any]
-HEAD: Json = {"id": "chatcmpl-theirs", "object": "chat.completion.chunk", "created": 1, "model": "theirs-2026"}
-USAGE: Json = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-DONE = b"[DONE]"
-
-
-def event(delta: object = None, finish: object = None, *, index: object = 0, **top: Any) -> bytes:
-    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return json.dumps({**HEAD, "choices": [choice], **top}, separators=(",", ":")).encode()
-
-
-def said(value: Json) -> bytes:
-    return json.dumps(value).encode()
-
-
-def run(*events: bytes, face: Face = FACE, one_by_one: bool = True) -> tuple[list[Json], Translator]:
-    translator = Translator(face, lambda: 42)
-    batches = [[one] for one in events] if one_by_one else [list(events)]
-    sent = b"".join(translator.translate(batch) for batch in batches)
-    if translator.failure:
-        raise translator.failure
-    return parse(sent + translator.end()), translator
-
-
-def deltas(chunks: list[Json]) -> list[Json]:
-    return [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
-
-
-def sdk_sees(chunks: list[Json]) -> Any:
-    """What the official SDK makes of it; raises where its accumulator would."""
-    state: Any = ChatCompletionStreamState()
-    for chunk in chunks:
-        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
-    return state.get_final_completion()
-
-
-ROLE = event({"role": "assistant", "content": "", "refusal": None})
-HELLO = [ROLE, *(event({"content": part}) for part in ("Hel", "lo ", "th", "ere")), event({}, "stop"), DONE]
+from gateway.upstreams.base import Face
+from tests.upstreams.conftest import text_in
+from tests.upstreams.events import DONE, HEAD, HELLO, ROLE, Json, deltas, event, run, said, sdk_sees
 
 
 def test_it_is_openais_stream() -> None:
@@ -142,55 +100,6 @@ def test_openais_tier_fingerprint_and_obfuscation_pass() -> None:
     assert [chunk.get("obfuscation") for chunk in chunks][2:3] == ["c333"]
 
 
-@pytest.mark.parametrize("asked", [True, False])
-@pytest.mark.parametrize("shape", ["chunk", "merged", "continuous", "none"])
-def test_usage_comes_only_when_asked_for(asked: bool, shape: str) -> None:
-    so_far = (
-        {"usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}} if shape == "continuous" else {}
-    )
-    finish = event({}, "stop", **({"usage": USAGE} if shape == "merged" else so_far))
-    last = [said({**HEAD, "choices": [], "usage": USAGE})] if shape in ("chunk", "continuous") else []
-    face = Face("c", 1, "m", include_usage=asked)
-    chunks, translator = run(ROLE, *(event({"content": p}, **so_far) for p in "abc"), finish, *last, DONE, face=face)
-    with_usage = [chunk for chunk in chunks if chunk.get("usage")]
-    if asked:
-        assert with_usage == chunks[-1:] and chunks[-1]["choices"] == []
-        assert all("usage" in chunk for chunk in chunks)
-        expected = USAGE if shape != "none" else {"prompt_tokens": 42, "completion_tokens": 1, "total_tokens": 43}
-        assert {name: chunks[-1]["usage"][name] for name in USAGE} == expected
-    else:
-        assert not any("usage" in chunk for chunk in chunks)
-        assert all(chunk["choices"] for chunk in chunks)
-    if shape != "none":
-        assert translator.usage == Usage(input_tokens=7, output_tokens=5)
-    assert translator.usage.estimated == (shape == "none")
-
-
-def test_usage_of_an_unfinished_stream_is_what_was_reported_and_delivered_since() -> None:
-    translator = Translator(FACE, lambda: 42)
-    translator.translate([ROLE, event({"content": "hello world"})])
-    assert translator.usage == Usage(42, output_tokens=2, estimated=True)
-    translator.translate([event({"content": " again"}, usage=USAGE)])
-    assert translator.usage == Usage(7, output_tokens=5)
-    translator.translate([event({"content": " and on"}), event({"reasoning": "hm"})])
-    assert translator.usage == Usage(7, output_tokens=7, reasoning_tokens=1, estimated=True)
-
-
-def test_llama_cpp_reports_each_choice_by_itself() -> None:
-    parts = [event({"content": "x"}, index=i) for i in range(2)] + [event({}, "stop", index=i) for i in range(2)]
-    reports = [said({**HEAD, "choices": [], "usage": USAGE, "timings": {}}) for _ in range(2)]
-    chunks, translator = run(*parts, *reports, DONE, face=Face("c", 1, "m", include_usage=True))
-    assert translator.usage == Usage(7, output_tokens=10)
-    assert chunks[-1]["usage"]["completion_tokens"] == 10
-
-
-def test_nonsense_usage_is_estimated() -> None:
-    _, translator = run(
-        ROLE, event({"content": "hello world"}), event({}, "stop", usage={"prompt_tokens": "x"}), DONE
-    )
-    assert translator.usage == Usage(42, output_tokens=2, estimated=True)
-
-
 @pytest.mark.parametrize("theirs", ["reasoning", "reasoning_content"])
 @pytest.mark.parametrize("ours", ["reasoning", "reasoning_content", "both"])
 def test_reasoning_comes_first_and_under_the_models_name(theirs: str, ours: str) -> None:
@@ -276,90 +185,3 @@ def test_logprobs_pass() -> None:
     one = said({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": logprobs, "finish_reason": None}]})
     chunks, _ = run(ROLE, one, one, event({}, "stop"), DONE)
     assert [chunk["choices"][0]["logprobs"] for chunk in chunks] == [None, logprobs, logprobs, None]
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("stop", "stop"),
-        ("length", "length"),
-        ("end_turn", "stop"),
-        ("MAX_TOKENS", "length"),
-        ("eos", "stop"),
-        ("tool_use", "tool_calls"),
-    ],
-)
-def test_finish_reasons_are_openais(theirs: str, ours: str) -> None:
-    chunks, _ = run(ROLE, event({"content": "x"}), event({"content": "y"}, theirs), DONE)
-    assert text_in(chunks) == "xy"
-    assert chunks[-1]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": ours}]
-
-
-def test_the_reason_is_given_once_and_late_content_is_not_lost() -> None:
-    chunks, _ = run(ROLE, event({"content": "a"}, "stop"), event({"content": "b"}, "stop"), event({}, "stop"), DONE)
-    assert text_in(chunks) == "ab"
-    assert [c["choices"][0]["finish_reason"] for c in chunks].count("stop") == 1
-
-
-def test_odd_events_do_no_harm() -> None:
-    odd: list[object] = [
-        {**HEAD},
-        {**HEAD, "choices": None},
-        {**HEAD, "choices": {}},
-        {**HEAD, "choices": [None, 3]},
-        {**HEAD, "choices": [{}]},
-        {**HEAD, "choices": [{"index": None, "delta": None, "finish_reason": ""}]},
-        {**HEAD, "choices": [{"index": "0", "delta": [], "finish_reason": 3, "logprobs": []}]},
-        {**HEAD, "choices": [{"index": -1, "delta": {"tool_calls": {}, "content": 3, "audio": [], "role": 3}}]},
-        {**HEAD, "choices": [{"delta": {"tool_calls": [None, {}, {"function": 3, "index": "x", "id": 4}]}}]},
-        {**HEAD, "choices": [], "usage": [], "error": None, "service_tier": [], "system_fingerprint": {}},
-    ]
-    chunks, _ = run(
-        *(json.dumps(one).encode() for one in odd), b"", b"  ", event({"content": "ok"}), event({}, "stop"), DONE
-    )
-    assert text_in(chunks) == "ok"
-    sdk_sees(chunks)
-
-
-def test_half_surrogates_pass() -> None:
-    chunks, _ = run(ROLE, event({"content": "\ud83d"}), event({"content": "\ude00"}), event({}, "stop"), DONE)
-    assert text_in(chunks) == "\ud83d\ude00"
-
-
-def test_done_without_a_finish_reason_gets_one() -> None:
-    chunks, _ = run(ROLE, event({"content": "x"}), DONE)
-    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
-
-
-def test_a_finish_reason_without_done_is_an_end() -> None:
-    chunks, _ = run(*HELLO[:-1])
-    assert text_in(chunks) == "Hello there"
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        said({"error": {"message": "acme-7.example.com died", "code": 500}}),
-        said({"error": "died"}),
-        said({"object": "error", "message": "vllm died"}),
-        b"<html>",
-        b'{"choices": [',
-        b"[]",
-        b'"text"',
-        event({}, "error"),
-        event({}, "abort"),
-    ],
-)
-def test_a_failing_provider_is_an_upstream_error_after_what_it_said(bad: bytes) -> None:
-    translator = Translator(FACE, lambda: 42)
-    chunks = parse(translator.translate([ROLE, event({"content": "hello world"}), bad, event({"content": "x"})]))
-    assert text_in(chunks) == "hello world"
-    assert isinstance(translator.failure, UpstreamError)
-    assert "acme" not in translator.failure.message
-    assert translator.usage == Usage(42, output_tokens=2, estimated=True)
-
-
-@pytest.mark.parametrize("events", [[], [DONE], HELLO[:-2], [said({**HEAD, "choices": []})]])
-def test_an_end_without_an_answer_is_an_upstream_error(events: list[bytes]) -> None:
-    with pytest.raises(UpstreamError):
-        run(*events)

@@ -63,6 +63,7 @@ class Relay:
         return self._translator.usage
 
     async def aclose(self) -> None:
+        self._ready = b""
         if not self._ended:
             self._ended = True
             self._source.abort()
