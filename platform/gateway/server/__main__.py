@@ -15,6 +15,8 @@ from gateway.server import reactor  # first of all: Twisted lets itself be insta
 
 reactor.install()
 
+EXIT_SECONDS = 3
+
 
 def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
@@ -67,12 +69,11 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def leave(status: int) -> None:
-    """Exit now: the interpreter would wait for ever for a thread that hangs in a query."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(timeout=1)
-    sys.stderr.flush()
-    os._exit(status)
+    """Exit, soon in any case: the interpreter would wait for ever for a thread that hangs in a query."""
+    last_resort = threading.Timer(EXIT_SECONDS, os._exit, [status])
+    last_resort.daemon = True
+    last_resort.start()
+    sys.exit(status)
 
 
 if __name__ == "__main__":

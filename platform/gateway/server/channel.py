@@ -45,7 +45,8 @@ class Channel(http.HTTPChannel):
     draining = False
     refused = False
     head_started = 0.0
-    stalled_since = 0.0
+    pending = -1  # bytes that the client has not taken, at the last sweep
+    pending_since = 0.0
 
     def __init__(self, factory: Factory) -> None:
         super().__init__()
@@ -79,16 +80,15 @@ class Channel(http.HTTPChannel):
         self.active = time.monotonic()
         if self.refused:
             return  # lingering: what the client still sends is read and dropped
+        if not self.requests and not self.head_started:
+            self.head_started = self.active
         LineReceiver.dataReceived(self, data)
 
     # ---- reading a request --------------------------------------------------------------------------------
 
     def lineReceived(self, line: bytes) -> None:
-        if self.refused:
-            return
-        if not self.requests:
-            self.head_started = self.active
-        super().lineReceived(line)
+        if not self.refused:
+            super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
@@ -159,12 +159,7 @@ class Channel(http.HTTPChannel):
         if sent < len(data):
             transport.write(data[sent:] if sent else data)
 
-    def pauseProducing(self) -> None:
-        super().pauseProducing()
-        self.stalled_since = time.monotonic()
-
     def resumeProducing(self) -> None:
-        self.stalled_since = 0.0
         super().resumeProducing()
         self._wake()
 
@@ -193,17 +188,24 @@ class Channel(http.HTTPChannel):
 
     def check_time(self, now: float) -> None:
         """Close a connection that is idle, too slow to send, or that reads nothing at all."""
-        if self.stalled_since and now - self.stalled_since > STALL_SECONDS:
-            self.abort()
+        if self.full:
+            if self._stalled(now):
+                self.abort()
+        elif self.head_started:
+            if now - self.head_started > HEAD_SECONDS:
+                self.refuse(envelope.for_status(408))
         elif not self.requests:
             if now - self.active > KEEP_ALIVE_SECONDS:
                 self.loseConnection()
-        elif not self._handlingRequest and self._too_slow(now):
+        elif not self._handlingRequest and now - self.active > RECEIVE_SECONDS:
             self.refuse(envelope.for_status(408))
 
-    def _too_slow(self, now: float) -> bool:
-        head_late = self.head_started and now - self.head_started > HEAD_SECONDS
-        return bool(head_late) or now - self.active > RECEIVE_SECONDS
+    def _stalled(self, now: float) -> bool:
+        transport = self.transport
+        pending = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+        if pending != self.pending:
+            self.pending, self.pending_since = pending, now
+        return now - self.pending_since > STALL_SECONDS
 
     def drain(self) -> None:
         """Take what has arrived already, then close as soon as nothing is running."""

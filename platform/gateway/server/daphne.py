@@ -32,6 +32,7 @@ logger = logging.getLogger("gateway.server")
 
 BACKLOG = 1024
 CANCEL_SECONDS = 10  # for cancelled requests to be booked
+SOCKET_SECONDS = 3
 GOING_AWAY = 1001
 
 
@@ -115,12 +116,23 @@ class Server(stock.Server):
         await self.listener.stopListening().asFuture(self.loop)
         for channel in list(self.http_factory.channels):
             channel.drain()
-        for protocol in list(self.connections):
-            protocol.sendClose(code=GOING_AWAY)
+        sockets = self._close_sockets()
         waits = [self.loop.create_task(self._hurry.wait()), self.loop.create_task(self._all_done())]
         await asyncio.wait(waits, timeout=self.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        if sockets:  # their consumers leave their groups; autobahn drops a peer that does not answer in 1 s
+            await asyncio.wait(sockets, timeout=SOCKET_SECONDS)
+
+    def _close_sockets(self) -> set[asyncio.Future[Any]]:
+        """Tell WebSockets to go; their applications."""
+        for protocol in list(self.connections):
+            if protocol.state == protocol.STATE_OPEN:
+                protocol.sendCloseFrame(code=GOING_AWAY)  # sendClose() allows applications no 1001
+            else:
+                protocol.dropConnection(abort=True)
+        futures = (details.get("application_instance") for details in self.connections.values())
+        return {future for future in futures if future is not None and not future.done()}
 
     async def _all_done(self) -> None:
         while self.exchanges or any(channel.busy for channel in self.http_factory.channels):
@@ -128,12 +140,8 @@ class Server(stock.Server):
             await self._quiet.wait()
 
     async def _cancel_rest(self) -> None:
-        tasks = {exchange.task for exchange in self.exchanges if exchange.task is not None}
-        tasks |= {
-            future
-            for details in self.connections.values()
-            if (future := details.get("application_instance")) is not None and not future.done()
-        }
+        tasks: set[asyncio.Future[Any]] = {exchange.task for exchange in self.exchanges if exchange.task}
+        tasks |= self._close_sockets()
         for task in tasks:
             task.cancel()
         if tasks:

@@ -153,11 +153,13 @@ class Lean:
             await self._break_off()
 
     async def _break_off(self) -> None:
-        """No clean end: SDKs would take it for success. Servers other than ours get an exception instead."""
+        """No clean end: SDKs would take it for success if it were not for the error event before it.
+
+        Another server than ours can only end it: an exception stops stock Daphne's housekeeping for good.
+        """
         self.log.broken = True
-        if "http.response.drop" not in self.scope.get("extensions", ()):
-            raise ConnectionAbortedError("a stream broke off; the error event has been sent")
-        await self.send({"type": "http.response.drop"})
+        ours = "http.response.drop" in self.scope.get("extensions", ())
+        await self.send({"type": "http.response.drop" if ours else "http.response.body"})
 
 
 @lru_cache(maxsize=64)

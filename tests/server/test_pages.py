@@ -1,0 +1,71 @@
+"""/, /health and pages that are not there, through Django's middleware."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from django.test import Client, override_settings
+from pytest_django import Settings
+
+from gateway import __version__
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client(raise_request_exception=False)
+
+
+def test_the_root_names_the_endpoints(client: Client) -> None:
+    for accept in ("*/*", "application/json", ""):
+        answer = client.get("/", headers={"accept": accept}).json()
+        assert answer["version"] == __version__
+        assert "Counterfoil" in answer["message"]
+        assert (
+            answer["endpoints"]
+            | {
+                "chat": "/v1/chat/completions",
+                "models": "/v1/models",
+                "health": "/health",
+            }
+            == answer["endpoints"]
+        )
+
+
+def test_the_root_shows_browsers_a_page(client: Client) -> None:
+    response = client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert response.headers["content-type"].startswith("text/html")
+    assert b"/v1/chat/completions" in response.content
+
+
+def test_health_is_the_guides(client: Client) -> None:
+    answer = client.get("/health").json()
+    assert set(answer) == {"status", "timestamp"}
+    assert answer["status"] == "healthy"
+    assert isinstance(answer["timestamp"], int)
+    assert abs(answer["timestamp"] - time.time()) < 60
+
+
+def test_it_never_redirects_for_a_slash(client: Client) -> None:
+    assert client.get("/health/").status_code == 404
+    assert client.post("/v1/models/x/", content_type="application/json").status_code != 301
+
+
+def test_people_who_forget_the_slash_find_the_admin(client: Client) -> None:
+    assert client.get("/admin").headers["location"] == "/admin/"
+
+
+@pytest.mark.parametrize("path", ["/v1/nope", "/v1/models", "/v1"])
+def test_a_foreign_host_is_refused_in_the_envelope(client: Client, settings: Settings, path: str) -> None:
+    settings.ALLOWED_HOSTS = ["api.example"]
+    response = client.get(path, headers={"host": "evil.example"})
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_pages_do_not_reach_the_api(client: Client, debug: bool) -> None:
+    with override_settings(DEBUG=debug):
+        response = client.get("/v1/nope/at/all")
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["message"] == "Invalid URL (GET /v1/nope/at/all)"

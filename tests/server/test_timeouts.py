@@ -1,0 +1,96 @@
+"""When a connection is closed for doing nothing. The clock is given, not waited for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.server import channel as channels
+from gateway.server.channel import Channel, Factory
+
+
+class Transport:
+    """As much of Twisted's as a channel uses."""
+
+    connected, disconnected, disconnecting = True, False, False
+    dataBuffer, offset, _tempDataLen = b"", 0, 0
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.ended = ""
+
+    def getPeer(self) -> object:
+        return SimpleNamespace()
+
+    getHost = getPeer
+
+    def registerProducer(self, producer: object, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+    def pauseProducing(self) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def loseConnection(self) -> None:
+        self.ended = "closed"
+
+    loseWriteConnection = loseConnection
+
+    def abortConnection(self) -> None:
+        self.ended = "aborted"
+
+
+@pytest.fixture
+def channel(monkeypatch: pytest.MonkeyPatch) -> Channel:
+    clock = SimpleNamespace(monotonic=lambda: 1000.0)
+    monkeypatch.setattr(channels, "time", clock)
+    loop: Any = SimpleNamespace(call_later=lambda *_: None)
+    server: Any = SimpleNamespace(channel_closed=lambda: None)
+    made = Channel(Factory(server, loop))
+    made.makeConnection(Transport())
+    return made
+
+
+def after(channel: Channel, seconds: float) -> Any:
+    channel.check_time(1000.0 + seconds)
+    return channel.transport
+
+
+def test_an_idle_connection_is_closed(channel: Channel) -> None:
+    assert after(channel, 74).ended == ""
+    assert after(channel, 76).ended == "closed"
+    assert channel.transport.written == b""
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX"])
+def test_a_head_must_come_in_time_however_it_dribbles(channel: Channel, sent: bytes) -> None:
+    channel.dataReceived(sent)
+    assert after(channel, 29).ended == ""
+    channel.active = 1030.5  # a byte has just come
+    assert after(channel, 31).ended == "closed"
+    assert channel.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+def test_a_body_must_keep_coming(channel: Channel) -> None:
+    channel.dataReceived(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n1")
+    channel.active = 1030
+    assert after(channel, 89).ended == ""
+    assert after(channel, 91).ended == "closed"
+    assert b" 408 " in channel.transport.written
+
+
+def test_a_reader_that_takes_nothing_is_dropped(channel: Channel) -> None:
+    channel.transport._tempDataLen = 100_000
+    channel.pauseProducing()
+    assert after(channel, 1).ended == ""
+    assert after(channel, 300).ended == ""
+    assert after(channel, 302).ended == "aborted"
+
+
+def test_a_slow_reader_is_not(channel: Channel) -> None:
+    channel.pauseProducing()
+    for seconds in range(0, 3000, 290):
+        channel.transport._tempDataLen = 100_000 - seconds
+        assert after(channel, seconds).ended == ""
