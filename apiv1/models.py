@@ -31,6 +31,8 @@ async def retrieve_model(request: ApiRequest, model: str) -> HttpResponse:
         facts = routing.find_model(await snapshots.catalogue(), caller, model)
     except ModelNotFound as exc:
         raise ModelNotFound(exc.message, param="model") from None
+    if not facts.deployments:  # served nowhere: the list leaves it out too
+        raise ModelNotFound(routing.NO_SUCH_MODEL.format(model), param="model")
     return _answer(model_object(facts))
 
 

@@ -22,6 +22,7 @@ from gateway.upstreams.base import Adapter, Face, Target
 from gateway.upstreams.registry import adapter_for
 from tenants.facts import Caller
 
+NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
 CAPS = ("max_completion_tokens", "max_tokens")
 
 
@@ -40,7 +41,7 @@ def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
     """By public id or alias. A model that the key may not call does not exist for it."""
     facts = catalogue.by_name.get(name)
     if facts is None or not caller.may_call(facts.public_id):
-        raise ModelNotFound(f"The model `{name}` does not exist or you do not have access to it.")
+        raise ModelNotFound(NO_SUCH_MODEL.format(name))
     return facts
 
 
