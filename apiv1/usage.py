@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -79,7 +79,7 @@ def _selection(caller: Caller, first: str, last: str, by: str, now: datetime) ->
     if by not in ("request", "day"):
         raise BadSelection("by", f"Invalid value: '{by}'. Supported values are: 'request' and 'day'.")
     end = parse_day("to", last) if last else now.astimezone(ZoneInfo(caller.timezone)).date()
-    begin = parse_day("from", first) if first else max(end, date(1970, 2, 1)) - timedelta(days=DEFAULT_DAYS - 1)
+    begin = parse_day("from", first) if first else date.fromordinal(max(end.toordinal() - DEFAULT_DAYS + 1, 1))
     return Selection(
         first=begin,
         last=end,

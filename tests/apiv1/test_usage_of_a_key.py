@@ -9,6 +9,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 
+from gateway.catalogue.pricing import format_amount
 from tenants import services
 from tenants.models import APIKey, Tenant
 from tests.billing import books
@@ -170,3 +171,24 @@ async def test_without_a_period_it_answers_the_last_days(key: APIKey, secret: st
     await in_thread(books.record)(key, now - timedelta(days=31))
     answer = await AsyncClient().get("/v1/usage", headers={"authorization": f"Bearer {secret}"})
     assert len(answer.json()["data"]) == 2
+
+
+async def test_an_answer_is_in_the_books_at_once_under_its_request_id(
+    client: AsyncClient, models: Any, bearer: dict[str, str], secret: str
+) -> None:
+    """From the wire through the desk to every report: one record, the same numbers."""
+    request = {"model": "acme-chat", "messages": [{"role": "user", "content": "Good morning"}]}
+    answer = await client.post("/v1/chat/completions", request, content_type="application/json", headers=bearer)
+    assert answer.status_code == 200
+    today = {"from": "", "to": ""}
+    _, by_request = await usage(secret, **today)
+    (item,) = by_request["data"]
+    assert item["id"] == answer["x-request-id"]
+    assert item["usage"]["total_tokens"] == answer.json()["usage"]["total_tokens"] > 0
+    tokens = item["usage"]["input_tokens"] + item["usage"]["output_tokens"]
+    assert item["charge"] == format_amount(tokens * 1000)  # a dollar for a million
+    for _ in range(2):
+        _, by_day = await usage(secret, by="day", **today)
+        (day,) = by_day["data"]
+        assert (day["usage"], day["charge"], day["requests"]) == (item["usage"], item["charge"], 1)
+        await in_thread(books.settle_rollups)()

@@ -37,9 +37,7 @@ class UsageHour(models.Model):
     cost_currency = models.CharField(max_length=3, blank=True)
     requests = models.BigIntegerField(default=0)
     errors = models.BigIntegerField(default=0)  # failed, interrupted or unknown
-    unpriced = models.BigIntegerField(
-        default=0
-    )  # records without a charge; each rating adjustment takes one off
+    unpriced = models.BigIntegerField(default=0)  # records without a charge; each rating adjustment takes one off
     adjustments = models.BigIntegerField(default=0)
     input_tokens = models.BigIntegerField(default=0)
     cached_input_tokens = models.BigIntegerField(default=0)

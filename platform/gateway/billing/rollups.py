@@ -60,9 +60,7 @@ class Step:
 def roll_up(*, rows: int = CHUNK, chunks: int = CHUNKS) -> int:
     """Read what the ledger has new. Returns the number of chunks; 0 if another task is at it."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO billing_rollupstate (name, next_xid) VALUES ('hour', 0) ON CONFLICT DO NOTHING"
-        )
+        cursor.execute("INSERT INTO billing_rollupstate (name, next_xid) VALUES ('hour', 0) ON CONFLICT DO NOTHING")
     for done in range(chunks):
         step = _chunk(rows)
         if step.busy:
@@ -87,9 +85,7 @@ def _chunk(rows: int) -> Step:
         # One transaction with more rows than a chunk is taken whole.
         high = max(bound[0], low + 1) if bound else horizon
         cursor.execute(_ADD, {"low": low, "high": high})
-        cursor.execute(
-            "UPDATE billing_rollupstate SET next_xid = %s, moved_at = now() WHERE name = 'hour'", [high]
-        )
+        cursor.execute("UPDATE billing_rollupstate SET next_xid = %s, moved_at = now() WHERE name = 'hour'", [high])
         return Step(more=high < horizon)
 
 

@@ -114,6 +114,7 @@ class UsageExportView(BooksView, GenericAPIView[Any]):
     queryset = UsageRecord.objects.none()
     filterset_class = UsageFilter
     pagination_class = None
+    http_method_names = ["get", "options"]  # a HEAD would make the whole file for nobody
     renderer_classes = [JSONRenderer]
     content_negotiation_class = _AnswerAnyway
 

@@ -105,7 +105,7 @@ class _Table:
                 money: dict[str, Cell] = {f"{side}_currency": currency, side: format_amount(amount)}
                 lines.append({**money, "control": f"{side} in {currency}"})
         period = f"{self.selection.first}..{self.selection.last}"
-        facts = [f"by={self.selection.by}", f"period={period}", described, f"rows={self.rows}"]
+        facts = [f"by={self.selection.by}", f"period={period}", text(described), f"rows={self.rows}"]
         facts += [f"watermark={watermark}", f"sha256={self.digest.hexdigest()}"]
         lines += [{"control": fact} for fact in facts if fact]
         return _encode([[line.get(name) for name in self.columns] for line in _marked(lines)])

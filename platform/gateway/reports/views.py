@@ -8,6 +8,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.utils import timezone
+from django.views.decorators.http import require_GET
 
 from gateway.billing.rollups import LedgerFromElsewhere
 from gateway.reports.access import PERMISSION
@@ -15,6 +16,7 @@ from gateway.reports.forms import ExportForm, this_month
 from gateway.reports.streaming import csv_response
 
 
+@require_GET
 def export(request: HttpRequest) -> HttpResponseBase:
     """Without parameters the form; with good ones the file; with bad ones the form that says so (400)."""
     if not request.user.has_perm(PERMISSION):
