@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 from django.http import HttpResponse
-from ninja import QueryEx, Router
+from ninja import P, QueryEx, Router
 
 from apiv1.requests import ApiRequest
 from gateway import pipeline
@@ -51,11 +51,11 @@ class Page:
 @router.get("/usage", summary="Usage of this key", operation_id="listUsage")
 async def list_usage(
     request: ApiRequest,
-    first: str = QueryEx("", alias="from", description="first day, YYYY-MM-DD; default: 30 days up to `to`"),
-    last: str = QueryEx("", alias="to", description="last day, included; default: today"),
-    by: str = QueryEx("request", description="request or day"),
-    limit: str = QueryEx(str(DEFAULT_LIMIT), description=f"1 to {MAX_LIMIT}"),
-    after: str = QueryEx("", description="the id of the last item of the page before"),
+    first: QueryEx[str, P(alias="from", description="first day, YYYY-MM-DD; default: 30 days up to `to`")] = "",
+    last: QueryEx[str, P(alias="to", description="last day, included; default: today")] = "",
+    by: QueryEx[str, P(description="request or day")] = "request",
+    limit: QueryEx[str, P(description=f"1 to {MAX_LIMIT}")] = str(DEFAULT_LIMIT),
+    after: QueryEx[str, P(description="the id of the last item of the page before")] = "",
 ) -> HttpResponse:
     """The calling key's own usage, newest first, by request or summed by day. Days are the tenant's own."""
     caller = await pipeline.ensure_fresh(request.auth, request.reload)
