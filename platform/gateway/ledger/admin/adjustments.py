@@ -70,7 +70,7 @@ class AdjustmentForm(forms.ModelForm[Adjustment]):
 @admin.register(Adjustment)
 class AdjustmentAdmin(FactAdmin):
     form = AdjustmentForm
-    list_display = ["created_at", "kind_label", "request", "tenant", "model", "charge_amount", "tokens", "created_by"]
+    list_display = ["created_at", "kind_label", "corrects", "tenant", "model", "charge_amount", "tokens", "created_by"]
     list_filter = [("tenant", AutocompleteSelectFilter), ModelFilter, ("kind", ChoicesDropdownFilter)]
     list_select_related = ["tenant", "created_by"]
     ordering = ["-created_at", "-id"]
@@ -89,7 +89,7 @@ class AdjustmentAdmin(FactAdmin):
         ),
     ]
     fieldsets = [
-        (None, {"fields": [("kind_label", "request"), "reason", ("created_by", "created_at")]}),
+        (None, {"fields": [("kind_label", "corrects"), "reason", ("created_by", "created_at")]}),
         ("Whose", {"fields": [("tenant", "key"), ("model", "local_date")]}),
         ("Added", {"fields": [("charge_amount", "cost_amount"), *((name,) for name in TOKENS)]}),
     ]
@@ -119,7 +119,7 @@ class AdjustmentAdmin(FactAdmin):
         return adjustment.get_kind_display()
 
     @display(description="request")
-    def request(self, adjustment: Adjustment) -> str:
+    def corrects(self, adjustment: Adjustment) -> str:
         url = reverse("admin:ledger_usagerecord_change", args=[adjustment.request_id])
         return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(adjustment.request_id)[-12:])
 
