@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -37,7 +38,7 @@ class Postgres:
     def __init__(self, home: Path, identity: children.Identity) -> None:
         self.home = home
         self.identity = identity
-        self.data = home / "postgres"
+        self.data = home.resolve() / "postgres"
         self.sockets = layout.sockets(home)
         self.log = home / "logs" / "postgres.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -97,23 +98,24 @@ class Postgres:
         return "Is there space on the disk? Otherwise set COUNTERFOIL_HOME to another folder, or DATABASE_URL."
 
     def _clear_traces(self) -> None:
-        """Wait for a postmaster whose keeper was killed, and forget one that is long gone.
+        """Wait for what a killed keeper or postmaster left running, then forget its lock files.
 
-        PostgreSQL itself refuses to start when the process id in postmaster.pid is alive, even if after a
-        reboot that is a wholly different process. We hold the keeper's lock, so nobody else uses this folder.
+        PostgreSQL itself refuses to start when the process id in them is alive, even if that is a zombie, or
+        after a reboot a wholly different process. We hold the keeper's lock, so nobody else starts one here;
+        what still works on the data is found by its working folder, which is the data's.
         """
-        trace = self.data / "postmaster.pid"
-        deadline = time.monotonic() + 10
-        while trace.exists():
-            lines = trace.read_text().split("\n")
-            pid = int(lines[0]) if lines[0].isdigit() else 0
-            if not pid or not _is_postmaster_of(pid, self.data):
-                trace.unlink(missing_ok=True)
-                break
+        if not Path("/proc/self").exists():
+            return  # no way to tell: PostgreSQL decides by itself
+        deadline = time.monotonic() + 15
+        while left := _processes_in(self.data):
             if time.monotonic() > deadline:
-                raise Trouble(f"A PostgreSQL (process {pid}) already uses {self.data}. End it: kill -INT {pid}")
-            os.kill(pid, signal.SIGQUIT)
+                raise Trouble(f"PostgreSQL processes {left} still use {self.data}. End them: kill -QUIT {left[0]}")
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGQUIT)
             time.sleep(0.1)
+        for trace in [self.data / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")]:
+            trace.unlink(missing_ok=True)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_S
@@ -152,12 +154,16 @@ class Postgres:
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
 
 
-def _is_postmaster_of(pid: int, data: Path) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        command = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True).stdout
-    return b"postgres" in command and os.fsencode(data) in command
+def _processes_in(folder: Path) -> list[int]:
+    """Processes whose working folder this is; a zombie has none any more."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(entry / "cwd") == str(folder):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # gone meanwhile, or somebody else's
+    return found
 
 
 def tail(path: Path, lines: int = 12) -> str:
