@@ -97,6 +97,7 @@ INSTALLED_APPS = [
     "gateway.apps.GatewayConfig",
     "tenants",
     "gateway.catalogue",
+    "gateway.limits",
     "gateway.ledger",
     "gateway.billing",
     "gateway.reports",

@@ -1,0 +1,205 @@
+-- The desk of 0003, with limits: the same steps in the same order, and claims decided between checks and holds.
+
+-- The claims of these admissions, with the state of their rows at an instant.
+CREATE FUNCTION ledger_states(p_items ledger_item[], p_instant timestamptz)
+RETURNS TABLE (request_id uuid, claim ledger_claim, counter bigint, used numeric, held numeric, taken numeric,
+    slots bigint[], slot_at bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT i.request_id, c, l.id, l.used, l.held,
+        CASE WHEN (c).kind = 'm'
+            THEN ledger_slots_sum(l.slots, l.slot_at, greatest(l.slot_at, floor(extract(epoch FROM p_instant))::bigint))
+            ELSE l.used + l.held END,
+        l.slots, l.slot_at
+    FROM unnest(p_items) i, LATERAL jsonb_populate_recordset(NULL::ledger_claim, i.limits) c
+    JOIN limits_limitcounter l ON l.rule_id = (c).rule AND l.owner_id = (c).owner AND l.window_start = (c).starts
+$$;
+
+CREATE FUNCTION ledger_take(p_items ledger_item[], p_instant timestamptz) RETURNS void LANGUAGE sql AS $$
+    SELECT ledger_move_limits(array_agg(ROW((c).rule, (c).owner, (c).starts, (c).kind, (c).ask, 0,
+        floor(extract(epoch FROM p_instant))::bigint)::ledger_change))
+    FROM unnest(p_items) i, LATERAL jsonb_populate_recordset(NULL::ledger_claim, i.limits) c
+    HAVING count(*) > 0
+$$;
+
+-- Which of these admissions do not fit, decided in their order; the others are counted. Rows are locked. A batch in
+-- which nothing runs short is taken as a whole; else those that touch a short row are decided one by one.
+-- An answer: [request_id, "limited", null, null, [{claim and state}, …]].
+CREATE FUNCTION ledger_judge(p_items ledger_item[], OUT refused uuid[], OUT answers json[]) LANGUAGE plpgsql AS $$
+DECLARE
+    instant timestamptz := clock_timestamp();
+    short bigint[];
+    hard uuid[];
+    easy ledger_item[];
+    item ledger_item;
+    fits boolean;
+    detail json;
+BEGIN
+    refused := '{}';
+    answers := '{}';
+    SELECT array_agg(t.counter) INTO short FROM (
+        SELECT s.counter FROM ledger_states(p_items, instant) s WHERE (s.claim).enforce
+        GROUP BY s.counter HAVING max(s.taken) + sum((s.claim).ask) > min((s.claim).amount)) t;
+    IF short IS NULL THEN
+        PERFORM ledger_take(p_items, instant);
+        RETURN;
+    END IF;
+    SELECT array_agg(DISTINCT s.request_id) INTO hard FROM ledger_states(p_items, instant) s
+    WHERE (s.claim).enforce AND s.counter = ANY (short);
+    SELECT array_agg(i) INTO easy FROM unnest(p_items) i WHERE i.request_id <> ALL (hard);
+    PERFORM ledger_take(easy, instant);
+    FOREACH item IN ARRAY p_items LOOP
+        CONTINUE WHEN item.request_id <> ALL (hard);
+        SELECT bool_and(NOT (s.claim).enforce OR s.taken + (s.claim).ask <= (s.claim).amount),
+            json_agg(json_build_object('rule', (s.claim).rule, 'kind', (s.claim).kind, 'measure', (s.claim).measure,
+                'amount', (s.claim).amount, 'ask', (s.claim).ask, 'enforce', (s.claim).enforce,
+                'starts', (s.claim).starts, 'ends', (s.claim).ends, 'used', s.used, 'held', s.held, 'taken', s.taken,
+                'fits', s.taken + (s.claim).ask <= (s.claim).amount,
+                'wait_ms', CASE WHEN (s.claim).kind = 'm' AND s.taken + (s.claim).ask > (s.claim).amount
+                    THEN ledger_slots_wait(s.slots, s.slot_at, s.taken + (s.claim).ask - (s.claim).amount, instant) END))
+        INTO fits, detail FROM ledger_states(ARRAY[item], instant) s;
+        IF fits THEN
+            PERFORM ledger_take(ARRAY[item], instant);
+        ELSE
+            refused := refused || item.request_id;
+            answers := answers || json_build_array(item.request_id, 'limited', instant, NULL, detail);
+        END IF;
+    END LOOP;
+END $$;
+
+-- What a request that has ended takes from its windows: the hold goes, the real use comes.
+CREATE FUNCTION ledger_measure(p_measure text, p_tokens_in bigint, p_tokens_out bigint, p_charge bigint)
+RETURNS numeric LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE p_measure WHEN 'q' THEN 1 WHEN 'i' THEN p_tokens_in WHEN 'o' THEN p_tokens_out
+        WHEN 'b' THEN p_tokens_in + p_tokens_out WHEN 's' THEN COALESCE(p_charge, 0) ELSE 0 END
+$$;
+
+CREATE OR REPLACE FUNCTION ledger_desk(p_process uuid, p_items json, p_skip boolean, p_retry boolean) RETURNS json
+LANGUAGE plpgsql AS $$
+DECLARE
+    items ledger_item[];
+    admits ledger_item[];
+    checked ledger_item[];
+    owners ledger_delta[];
+    locked bigint[];
+    blocked uuid[] := '{}';
+    refused json[] := '{}';
+    limited uuid[] := '{}';
+    limit_answers json[] := '{}';
+    swept uuid[] := '{}';
+    catalogue bigint;
+    deltas ledger_delta[];
+    more ledger_delta[];
+    claims ledger_claim[];
+    answer json;
+BEGIN
+    SELECT array_agg(i) INTO items FROM json_populate_recordset(NULL::ledger_item, p_items) i;
+
+    SELECT array_agg(ROW(i.tenant_id, i.key_id, i.charge_currency, 0, 0, 0, 0, 0)::ledger_delta)
+    INTO owners FROM (
+        SELECT DISTINCT u.tenant_id, u.key_id, u.charge_currency FROM unnest(items) u WHERE u.op <> 'c') i;
+    IF owners IS NOT NULL THEN
+        locked := ledger_lock_counters(owners, p_skip);
+        IF p_skip THEN
+            SELECT COALESCE(array_agg(i.request_id), '{}') INTO blocked FROM unnest(items) i
+            WHERE i.op <> 'c' AND (
+                SELECT count(*) FROM ledger_counter c WHERE c.id = ANY (locked) AND c.currency = i.charge_currency
+                AND ((c.scope = 'tenant' AND c.owner_id = i.tenant_id) OR (c.scope = 'key' AND c.owner_id = i.key_id))
+            ) < 2;
+        END IF;
+    END IF;
+
+    -- Prices that are used for the first time become immutable here. An admin may be editing one just now.
+    IF EXISTS (SELECT FROM unnest(items) i WHERE i.first_use IS NOT NULL) THEN
+        UPDATE catalogue_price p SET first_used_at = now()
+        FROM (SELECT q.id FROM catalogue_price q
+              WHERE q.id IN (SELECT unnest(i.first_use) FROM unnest(items) i WHERE i.op = 'a')
+                AND q.first_used_at IS NULL
+              ORDER BY q.id FOR UPDATE SKIP LOCKED) s
+        WHERE p.id = s.id;
+        SELECT blocked || COALESCE(array_agg(i.request_id), '{}') INTO blocked FROM unnest(items) i
+        WHERE i.op = 'a' AND EXISTS (
+            SELECT FROM catalogue_price p WHERE p.id = ANY (i.first_use) AND p.first_used_at IS NULL);
+    END IF;
+    IF blocked <> '{}' THEN
+        SELECT array_agg(i) INTO items FROM unnest(items) i WHERE i.request_id <> ALL (blocked);
+    END IF;
+
+    -- Admissions and checks: are the facts that they were prepared with still the facts?
+    SELECT version INTO catalogue FROM catalogue_catalogueversion;
+    SELECT array_agg(i) FILTER (WHERE v.verdict = 'ok'),
+        COALESCE(array_agg(json_build_array(i.request_id, v.verdict, now())) FILTER (WHERE v.verdict <> 'ok'), '{}')
+    INTO checked, refused
+    FROM unnest(items) i
+    LEFT JOIN tenants_tenant t ON t.id = i.tenant_id
+    LEFT JOIN tenants_apikey k ON k.id = i.key_id,
+    LATERAL (SELECT CASE
+        WHEN t.version IS DISTINCT FROM i.tenant_version OR k.version IS DISTINCT FROM i.key_version
+            OR catalogue IS DISTINCT FROM i.catalogue_version THEN 'stale'
+        WHEN k.status <> 'active' OR k.expires_at <= now() THEN 'refused'
+        WHEN t.status <> 'active' THEN 'suspended'
+        -- The caller's clock was in another window than ours: it asks again, with our time.
+        WHEN EXISTS (SELECT FROM jsonb_populate_recordset(NULL::ledger_claim, i.limits) c
+                     WHERE now() < c.starts OR now() >= c.ends) THEN 'window'
+        ELSE 'ok' END AS verdict) v
+    WHERE i.op IN ('a', 'c');
+
+    -- A batch that is sent again may have been admitted, settled or swept already: then nothing is decided anew.
+    SELECT array_agg(i) INTO admits FROM unnest(checked) i WHERE i.op = 'a'
+        AND NOT (p_retry AND (EXISTS (SELECT FROM ledger_usagerecord r WHERE r.request_id = i.request_id)
+                              OR EXISTS (SELECT FROM ledger_hold h WHERE h.request_id = i.request_id)));
+
+    SELECT array_agg(c) INTO claims FROM (
+        SELECT c FROM unnest(admits) i, LATERAL jsonb_populate_recordset(NULL::ledger_claim, i.limits) c
+        UNION ALL
+        SELECT c FROM unnest(items) i LEFT JOIN ledger_hold h ON h.request_id = i.request_id,
+            LATERAL jsonb_populate_recordset(NULL::ledger_claim, COALESCE(h.limits, i.limits)) c
+        WHERE i.op IN ('s', 'r')) u;
+    IF claims IS NOT NULL THEN
+        PERFORM ledger_lock_limits(claims);
+        IF EXISTS (SELECT FROM unnest(admits) i WHERE i.limits IS NOT NULL) THEN
+            SELECT * INTO limited, limit_answers FROM ledger_judge(admits);
+            IF limited <> '{}' THEN
+                SELECT array_agg(i) INTO admits FROM unnest(admits) i WHERE i.request_id <> ALL (limited);
+                SELECT array_agg(i) INTO checked FROM unnest(checked) i WHERE i.request_id <> ALL (limited);
+            END IF;
+        END IF;
+    END IF;
+
+    WITH held AS (
+        INSERT INTO ledger_hold (request_id, process_id, tenant_id, key_id, model, started_at, local_date,
+            charge_currency, cost_currency, catalogue_model_id, deployment_id, provider_id, endpoint, stream,
+            input_tokens, output_tokens, amount, charge_price_id, cost_price_id, limits)
+        SELECT i.request_id, p_process, i.tenant_id, i.key_id, i.model, now(), (now() AT TIME ZONE i.timezone)::date,
+            i.charge_currency, i.cost_currency, i.catalogue_model_id, i.deployment_id, i.provider_id, i.endpoint,
+            i.stream, i.input_tokens, i.output_tokens, i.amount, i.charge_price_id, i.cost_price_id,
+            COALESCE(i.limits, '[]')
+        FROM unnest(admits) i
+        ON CONFLICT (request_id) DO NOTHING
+        RETURNING tenant_id, key_id, charge_currency, amount
+    )
+    SELECT array_agg(ROW(tenant_id, key_id, charge_currency, 0, 0, 0, 1, amount)::ledger_delta)
+    INTO deltas FROM held;
+
+    -- Settlements and releases take their holds; whoever deletes the hold books the request.
+    IF EXISTS (SELECT FROM unnest(items) i WHERE i.op IN ('s', 'r')) THEN
+        SELECT * INTO more, swept FROM ledger_settle(p_process, items);
+        deltas := deltas || more;
+    END IF;
+    IF deltas IS NOT NULL THEN
+        PERFORM ledger_move_counters(deltas);
+    END IF;
+
+    SELECT json_agg(a.row) INTO answer FROM (
+        SELECT json_build_array(i.request_id, 'ok', h.started_at, h.local_date, CASE WHEN i.limits IS NOT NULL THEN (
+                SELECT json_agg(json_build_array((s.claim).rule, (s.claim).amount, s.taken, (s.claim).ask, s.slot_at))
+                FROM ledger_states(ARRAY[i::ledger_item], clock_timestamp()) s
+                WHERE (s.claim).kind = 'm') END) AS row
+            FROM unnest(checked) i LEFT JOIN ledger_hold h ON h.request_id = i.request_id
+        UNION ALL SELECT unnest(refused)
+        UNION ALL SELECT unnest(limit_answers)
+        UNION ALL SELECT json_build_array(b, 'blocked') FROM unnest(blocked) b
+        UNION ALL SELECT json_build_array(i.request_id, CASE WHEN i.request_id = ANY (swept) THEN 'swept' ELSE 'ok' END)
+            FROM unnest(items) i WHERE i.op IN ('s', 'r')
+    ) a;
+    RETURN answer;
+END $$;

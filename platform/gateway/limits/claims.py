@@ -1,0 +1,110 @@
+"""From rules to claims: what a request asks of which window. Pure; the desk's SQL decides (ledger migrations).
+
+A claim is a dict for `ledger_claim`: {rule, owner, starts, ends, kind, measure, amount, ask, enforce}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from gateway.catalogue.pricing import Rates, hold
+from gateway.limits.facts import Rule
+from gateway.limits.windows import window_at
+
+Claim = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request may use: the expected and the worst case (accounting.md 11). None: without a bound."""
+
+    input_expected: int
+    output_expected: int
+    input_worst: int | None
+    output_worst: int | None
+
+    def tokens(self, *, hard: bool) -> tuple[int, int] | None:
+        """(input, output); None if the worst case has no bound."""
+        if not hard:
+            return self.input_expected, self.output_expected
+        if self.input_worst is None or self.output_worst is None:
+            return None
+        return self.input_worst, self.output_worst
+
+
+@dataclass(frozen=True, slots=True)
+class Unbounded(Exception):
+    """A hard limit and a request whose worst case cannot be bounded, or that has no price."""
+
+    rule: Rule
+    reason: str
+
+
+def applicable(rules: Iterable[Rule], model_id: int, currency: str) -> list[Rule]:
+    """Those that watch this model; a spend limit counts only what is charged in its currency."""
+    return [
+        rule
+        for rule in rules
+        if rule.model_id in (None, model_id) and (rule.metric != "spend" or rule.currency == currency)
+    ]
+
+
+def claims_for(rules: Iterable[Rule], *, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime) -> list[Claim]:
+    """One claim per rule. Raises Unbounded."""
+    return [_claim(rule, need, rates, zone, now) for rule in rules]
+
+
+def _claim(rule: Rule, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime) -> Claim:
+    window = window_at(rule.per, now, zone, fiscal_day=rule.fiscal_day)
+    return {
+        "rule": rule.id,
+        "owner": rule.owner_id,
+        "starts": window.start,
+        "ends": window.end,
+        "kind": rule.kind,
+        "measure": rule.measure,
+        "amount": rule.amount_at(now),
+        "ask": _ask(rule, need, rates),
+        "enforce": rule.mode == "enforce",
+    }
+
+
+def _ask(rule: Rule, need: Need, rates: Rates | None) -> int:
+    if rule.measure in ("q", "f"):
+        return 1
+    hard = rule.hold == "hard"
+    tokens = need.tokens(hard=hard)
+    if tokens is None:
+        raise Unbounded(rule, "its worst case has no bound")
+    if rule.measure == "s":
+        if rates is None:
+            raise Unbounded(rule, "it has no price")
+        return hold(rates, *tokens)
+    return {"i": tokens[0], "o": tokens[1], "b": sum(tokens)}[rule.measure]
+
+
+def affordable_output(
+    rule: Rule, available: int, *, need: Need, rates: Rates | None, choices: int
+) -> int:
+    """How many completion tokens a choice may have so that the claim of `rule` fits into `available` (0: none)."""
+    tokens = need.tokens(hard=rule.hold == "hard")
+    if tokens is None or rule.measure not in ("o", "b", "s"):
+        return 0
+    input_tokens, output_tokens = tokens
+    if rule.measure != "s":
+        left = available - (input_tokens if rule.measure == "b" else 0)
+        return max(0, left) // choices
+    if rates is None:
+        return 0
+    low, high = 0, output_tokens // choices
+    while low < high:  # the dearest price and the rounding are hold()'s own affair
+        middle = (low + high + 1) // 2
+        if hold(rates, input_tokens, middle * choices) <= available:
+            low = middle
+        else:
+            high = middle - 1
+    return low if hold(rates, input_tokens, low * choices) <= available else 0
