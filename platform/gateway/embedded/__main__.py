@@ -55,7 +55,8 @@ def run() -> None:
     from gateway.embedded.supervisor import Engines, Supervisor
 
     home: Path = settings.COUNTERFOIL_HOME
-    prefix = "" if home == settings.BASE_DIR / "var" else f"COUNTERFOIL_HOME={os.path.relpath(home)} "
+    shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
+    prefix = "" if home == settings.BASE_DIR / "var" else f"COUNTERFOIL_HOME={shown} "
     os.environ["COUNTERFOIL_HOME"] = str(home)
     _only_one(home)
     supervisor = Supervisor(

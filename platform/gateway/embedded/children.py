@@ -91,10 +91,15 @@ def start(
 
 
 class Identity:
-    """As whom the engines run: "self" for a normal user, "namespace" or "nobody" for root."""
+    """As whom PostgreSQL runs on this data: "self" for a normal user, "namespace" or "nobody" for root."""
 
-    def __init__(self) -> None:
-        self.kind = "self" if os.geteuid() else "namespace" if can_enter_namespace() else "nobody"
+    def __init__(self, data: Path | None = None) -> None:
+        if os.geteuid():
+            self.kind = "self"
+        elif (data and data.exists() and data.stat().st_uid == NOBODY) or not can_enter_namespace():
+            self.kind = "nobody"
+        else:
+            self.kind = "namespace"
 
     def popen(
         self,

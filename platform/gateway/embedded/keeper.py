@@ -36,7 +36,7 @@ class Keeper:
         self.home = home
         self.ready = locks.folder(home) / "ready"
         self.stopping = False
-        identity = children.Identity()
+        identity = children.Identity(home / "postgres")
         if identity.kind == "nobody":
             home.chmod(0o711)  # nobody must reach its own folders inside; the secrets stay 0600
         if with_postgres:

@@ -134,6 +134,8 @@ class UsageExportView(BooksView, GenericAPIView[Any]):
 class UnknownView(BooksView):
     """Everything else under /api/, in JSON like the rest."""
 
+    name = "Finance API"
+
     @extend_schema(exclude=True)
     def get(self, request: Request) -> Response:
         raise NotFound("There is nothing here. The API is described under /api/schema/.")

@@ -1,0 +1,172 @@
+"""Compares what the provider served, what the clients got and what the ledger says, request by request."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from tests.faults.load import FIRST_CAP, Sent
+from tests.faults.wire import Goodbye
+from tests.house import House, Row
+from tests.upstream import Served
+
+CLASSES = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+INPUT_PRICE, OUTPUT_PRICE = 1000, 2000  # nano-dollars a token (load.PRICE)
+STATUSES = {200, 429, 502, 503, 504}  # with these faults no client may see anything else
+
+
+@dataclass
+class Case:
+    """All that is known of one request."""
+
+    sent: Sent
+    served: list[Served] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
+    adjustments: list[Row] = field(default_factory=list)
+
+    def describe(self) -> str:
+        sent = self.sent
+        upstream = [f"{s.status} {s.outcome}, {s.events} events, usage {s.usage}" for s in self.served]
+        wanted = ("request_id", "status", "estimated", "error_code", *CLASSES, "charge", "process_id")
+        ledger = [{name: row.get(name) for name in wanted} for row in [*self.records, *self.adjustments]]
+        return (
+            f"{sent.marker} {sent.model}{' streamed' * sent.stream}, {sent.goodbye}\n"
+            f"    the client: {sent.reply.describe()}\n    the provider: {upstream}\n    the ledger: {ledger}"
+        )
+
+    def booked(self, name: str) -> int:
+        return sum(int(row[name] or 0) for row in [*self.records, *self.adjustments])
+
+    @property
+    def status(self) -> str:
+        return str(self.records[0]["status"]) if self.records else "none"
+
+
+class Audit:
+    """Of the requests since a moment of the database's clock."""
+
+    def __init__(self, house: House, sent: Iterable[Sent], served: Iterable[Served], since: datetime) -> None:
+        self.house = house
+        self.cases = {one.marker: Case(one) for one in sent}
+        self.strangers: list[str] = []
+        for request in served:
+            self._case(request.marker, f"served {request.marker}").served.append(request)
+        by_id: dict[Any, Case] = {}
+        for row in house.query("SELECT * FROM ledger_usagerecord WHERE started_at >= %s", [since]):
+            case = self._case(_marker(row), f"record {row['request_id']}")
+            case.records.append(row)
+            by_id[row["request_id"]] = case
+        for row in house.query("SELECT * FROM ledger_adjustment WHERE started_at >= %s", [since]):
+            by_id[row["request_id"]].adjustments.append(row)
+
+    def _case(self, marker: str, what: str) -> Case:
+        if marker not in self.cases:
+            self.strangers.append(what)
+            return Case(Sent(-1, "", False, False, Goodbye()))
+        return self.cases[marker]
+
+    def faults(self) -> list[str]:
+        found = [f"nobody sent this: {stranger}" for stranger in self.strangers]
+        for case in self.cases.values():
+            found += [f"{fault}\n    {case.describe()}" for fault in _faults(case)]
+        holds = self.house.query("SELECT count(*) AS open FROM ledger_hold")[0]["open"]
+        if holds:
+            found.append(f"{holds} holds are left")
+        letters = self.house.query("SELECT request_id, error FROM ledger_deadletter")
+        return found + [f"a dead letter: {letter}" for letter in letters]
+
+    def counts(self) -> dict[str, Any]:
+        statuses = Counter(case.status for case in self.cases.values())
+        kinds = Counter(str(row["kind"]) for case in self.cases.values() for row in case.adjustments)
+        statuses["no record"] = statuses.pop("none", 0)
+        return {
+            "requests": len(self.cases),
+            "seen by the provider": sum(len(case.served) for case in self.cases.values()),
+            "whole at the client": sum(case.sent.reply.whole for case in self.cases.values()),
+            "clients that hung up": sum(case.sent.reply.end == "left" for case in self.cases.values()),
+            "connections cut on clients": sum(case.sent.reply.end == "cut" for case in self.cases.values()),
+            "streams cut by the provider": sum(
+                s.outcome == "cut" for case in self.cases.values() for s in case.served
+            ),
+            "answers": dict(sorted(Counter(case.sent.reply.status for case in self.cases.values()).items())),
+            **{f"records {status}": count for status, count in sorted(statuses.items())},
+            "adjustments": dict(kinds),
+        }
+
+    def of_process(self) -> dict[int, Counter[str]]:
+        """{pid: statuses of its records}"""
+        pids = {row["id"]: row["pid"] for row in self.house.query("SELECT id, pid FROM ledger_process")}
+        found: dict[int, Counter[str]] = defaultdict(Counter)
+        for case in self.cases.values():
+            for row in case.records:
+                found[pids[row["process_id"]]][row["status"]] += 1
+        return found
+
+
+def _marker(row: Row) -> str:
+    """The sweeper knows only the hold, and that only the cap."""
+    return str(row["end_user"]) or f"r{row['output_tokens'] - FIRST_CAP:06d}"
+
+
+def _faults(case: Case) -> Iterator[str]:
+    if len(case.served) > 1:
+        yield "the provider saw it more than once"
+    if len(case.records) > 1:
+        yield "it is in the ledger more than once"
+    if case.served and not case.records:
+        yield "the provider saw it, and it is not in the ledger"
+    if len(case.adjustments) > 1 or (case.adjustments and case.status != "unknown"):
+        yield "adjusted for no reason"
+    yield from _faults_of_reply(case)
+    if case.records:
+        yield from _faults_of_record(case)
+
+
+def _faults_of_reply(case: Case) -> Iterator[str]:
+    reply = case.sent.reply
+    if reply.status and reply.status not in STATUSES:
+        yield f"the client saw status {reply.status}"
+    if reply.status == 503 and not reply.headers.get("retry-after"):
+        yield "a 503 without retry-after"
+    if reply.status not in (0, 200) and reply.end == "whole" and b'"error":{"message":' not in reply.body:
+        yield "an error without OpenAI's envelope"
+    if reply.status == 200 and reply.streamed and reply.end == "whole" and not reply.whole:
+        yield "a stream without [DONE] ended as if it were whole"
+    if reply.headers.get("x-request-id") and case.records:
+        shown = reply.headers["x-request-id"].removeprefix("req_")
+        if shown != case.records[0]["request_id"].hex:
+            yield f"the client was told another id: {shown}"
+    if reply.whole:
+        if case.status != "completed" and not (case.status == "unknown" and case.adjustments):
+            yield f"the client has it whole, and the ledger says {case.status}"
+        if not case.served:
+            yield "the client has an answer that nobody gave"
+
+
+def _faults_of_record(case: Case) -> Iterator[str]:
+    record, served = case.records[0], case.served[0] if case.served else None
+    settled = case.status == "completed" or (case.adjustments and case.sent.reply.whole)
+    if settled and served is None:
+        yield "completed without a provider"
+    elif settled and served is not None and served.usage is not None:
+        expected = (served.usage["prompt_tokens"], served.usage["completion_tokens"])
+        if (case.booked("input_tokens"), case.booked("output_tokens")) != expected:
+            yield f"the provider's usage is {expected}"
+    elif case.status == "completed" and not record["estimated"]:
+        yield "no usage was reported, and the record does not say that it is estimated"
+    tokens = (case.booked("input_tokens"), case.booked("output_tokens"))
+    priced = tokens[0] * INPUT_PRICE + tokens[1] * OUTPUT_PRICE
+    if case.status in ("completed", "interrupted") or case.adjustments:
+        if case.booked("charge") != priced:
+            yield f"charged {case.booked('charge')} instead of {priced}"
+    elif case.booked("charge"):
+        yield f"charged {case.booked('charge')} for a request that {case.status}"
+    if case.status == "failed" and any(record[name] for name in CLASSES):
+        yield "failed, and yet there are tokens"
+    if case.status == "interrupted":
+        delivered = b'"content":"w' in case.sent.reply.body
+        if not record["input_tokens"] or (delivered and not record["output_tokens"]):
+            yield "interrupted, and what was delivered is not there"

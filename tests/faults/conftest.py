@@ -1,0 +1,64 @@
+"""The ground that the faults happen on: a PostgreSQL of their own, a scripted provider, a house between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from tests.faults import load
+from tests.faults.cluster import Cluster
+from tests.faults.fleet import Fleet
+from tests.house import House
+from tests.upstream import Upstream
+
+
+@dataclass
+class Ground:
+    cluster: Cluster
+    house: House
+    upstream: Upstream
+    key: str
+    logs: Path
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        return datetime.fromisoformat(str(self.house.query("SELECT now() AS now")[0]["now"]))
+
+
+@pytest.fixture(scope="session")
+def whole_ground() -> Iterator[Ground]:
+    home = Path(settings.COUNTERFOIL_HOME) / "faults"
+    cluster = Cluster(home)
+    try:
+        cluster.start()
+        environment = {
+            "FAULTS_PROVIDER_KEY": "sk-of-the-provider",
+            "VALKEY_URL": f"unix://{home}/nobody-there.sock",  # nothing on the path of a request needs it
+            "DRAIN_SECONDS": "20",
+        }
+        house = House(home, cluster.sockets, "faults", environment)
+        house.create()
+        with Upstream() as upstream:
+            house.apply(load.catalogue(upstream.url))
+            key = house.manage("issue_key", "--tenant", "acme", "--name", "load").strip()
+            yield Ground(cluster, house, upstream, key, home / "logs")
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def ground(whole_ground: Ground) -> Ground:
+    whole_ground.upstream.reset()
+    return whole_ground
+
+
+@pytest.fixture
+def fleet(ground: Ground) -> Iterator[Fleet]:
+    fleet = Fleet(ground.house.environment, ground.logs)
+    yield fleet
+    fleet.close()

@@ -1,0 +1,103 @@
+"""Server processes that share one listening socket, as behind a supervisor. Each can be killed at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.embedded import children
+from tests.servers import ROOT, server_environment
+
+START_SECONDS = 90
+STOP_SECONDS = 60
+
+
+class Process:
+    """One server and its log."""
+
+    def __init__(self, number: int, log: Path, popen: subprocess.Popen[bytes]) -> None:
+        self.number, self.log, self.popen = number, log, popen
+        self.pid = popen.pid
+        self.end = ""  # killed | stopped
+
+    @property
+    def listening(self) -> bool:
+        return b'"listening"' in self.log.read_bytes()
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith('{"')]
+
+    def wait_until_listening(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not self.listening:
+            assert self.popen.poll() is None, f"server {self.number} ended by itself:\n{self.log.read_text()[-4000:]}"
+            assert time.monotonic() < deadline, (
+                f"server {self.number} does not listen:\n{self.log.read_text()[-4000:]}"
+            )
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self.popen.poll() is None, f"server {self.number} ended by itself:\n{self.log.read_text()[-4000:]}"
+        self.end = "killed"
+        self.popen.kill()
+        self.popen.wait()
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def stop(self) -> int:
+        """Drain; its exit status."""
+        self.end = "stopped"
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(STOP_SECONDS)
+
+
+class Fleet:
+    """Start processes from the main thread only: they die with the thread that started them."""
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        self.environment = server_environment(environment)
+        self.logs = logs
+        logs.mkdir(parents=True, exist_ok=True)
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port: int = self.listener.getsockname()[1]
+        self.processes: list[Process] = []
+
+    @property
+    def live(self) -> list[Process]:
+        return [process for process in self.processes if not process.end]
+
+    def start(self) -> Process:
+        number = len(self.processes)
+        path = self.logs / f"server-{os.getpid()}-{number}.log"
+        with path.open("wb") as log:
+            popen = children.start(
+                [sys.executable, "-m", "gateway.server", "--fd", str(self.listener.fileno())],
+                env=self.environment,
+                output=log,
+                cwd=ROOT,
+                pass_fds=[self.listener.fileno()],
+            )
+        process = Process(number, path, popen)
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.popen.poll() is None:
+                process.end = "stopped"
+                process.popen.kill()
+                process.popen.wait()
+        with contextlib.suppress(OSError):
+            self.listener.close()
