@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,11 +27,12 @@ from gateway.errors import (
     Unavailable,
     UpstreamError,
 )
+from gateway.identifiers import uuid7
 from gateway.ledger import desk
 from gateway.ledger.items import Ending
-from gateway.identifiers import uuid7
+from gateway.limits.refusals import rate_headers, refusal
 from gateway.routing import Route
-from gateway.snapshots import catalogue, read, reload_catalogue
+from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
 from gateway.upstreams.base import Stream, Usage
 from tenants.facts import Caller
@@ -67,6 +69,7 @@ class Call:
     outcome: str = ""
     began: float = field(default_factory=time.perf_counter)
     first_byte_ms: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)  # for the response: rate limits, a lowered cap
 
 
 async def complete(call: Call) -> bytes:
@@ -176,8 +179,11 @@ async def ensure_fresh(caller: Caller, reload: Reload) -> Caller:
 
 async def _admit(call: Call) -> Route:
     """Decide on snapshots, have the desk confirm them and write the hold; read them anew if they are stale."""
+    now: datetime | None = None
+    lowered: int | None = None
     for _ in range(ATTEMPTS):
         snapshot = await catalogue()
+        rules = await rules_of(call.caller)
         try:
             route = routing.choose_route(
                 snapshot,
@@ -188,6 +194,9 @@ async def _admit(call: Call) -> Route:
                 body=call.body,
                 stream=call.stream,
                 include_usage=call.include_usage,
+                rules=rules,
+                now=now,
+                lowered=lowered,
             )
         except GatewayError:
             # A refusal on old facts would be a false one.
@@ -196,12 +205,35 @@ async def _admit(call: Call) -> Route:
                 raise
         else:
             route.order.client_request_id, route.order.end_user = call.client_request_id, call.end_user
-            verdict = await desk.current().admit(route.order)
+            verdict, detail = await desk.current().admit(route.order)
             if verdict == "ok":
-                call.public_model = route.face.model
+                _admitted(call, route, lowered)
                 return route
+            if verdict == "limited":
+                lowered = _fitted_or_refused(call, route, detail)
+                continue
+            if verdict == "window":  # our clock was in another window than the database's
+                now = datetime.fromisoformat(detail)
+                continue
         call.caller = await _refresh(verdict, call.caller, call.reload)
     raise Unavailable("The service is being reconfigured. Please try again.", retry_after=1)
+
+
+def _admitted(call: Call, route: Route, lowered: int | None) -> None:
+    call.public_model = route.face.model
+    if route.order.admitted_state:
+        call.headers = rate_headers(route.order.admitted_state, route.rules, int(time.time()))
+    if lowered is not None:
+        call.headers["x-counterfoil-max-tokens"] = str(lowered)
+
+
+def _fitted_or_refused(call: Call, route: Route, states: list[dict[str, Any]]) -> int:
+    """The lower cap to try again with, or the refusal with the numbers that it was decided on."""
+    cap = routing.fitted(route, states)
+    if cap is None:
+        now = datetime.now(UTC)
+        raise refusal(states, route.rules, model=call.model, tenant=call.caller.tenant, now=now)
+    return cap
 
 
 async def _refresh(verdict: str, caller: Caller, reload: Reload) -> Caller:
@@ -234,6 +266,9 @@ def _settle(
 ) -> asyncio.Future[Any]:
     """Give the ending to the desk, which writes it whether or not the future is awaited."""
     call.usage, call.outcome = usage, status
+    if status == "completed":
+        output = usage.output_tokens + usage.reasoning_tokens
+        routing.expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
     ending = Ending(status, usage, http_status, error_code[:64], call.first_byte_ms)
     future = desk.current().settle(route.order, ending)
     ended_requests.append(

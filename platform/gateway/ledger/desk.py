@@ -34,14 +34,18 @@ class Desk:
     def alive(self) -> bool:
         return self.writer.is_alive() and not self.writer.down
 
-    async def admit(self, order: Order) -> str:
-        """ok (the hold is durable, the order knows when it started), stale, refused or suspended."""
+    async def admit(self, order: Order) -> tuple[str, Any]:
+        """ok (the hold is durable, the order knows when it started), stale, refused, suspended, window or limited.
+
+        With it: the database's clock (window), or the states of all claims (limited).
+        """
         row = await self._decide(order.admission())
         if row[1] == "ok":
             if row[2] is None:  # sent twice, and swept in between: too late to begin
                 raise Unavailable("The service is temporarily unavailable.", retry_after=1)
-            order.started_at, order.local_date = row[2], row[3]
-        return str(row[1])
+            order.started_at, order.local_date, order.admitted_state = row[2], row[3], row[4]
+            return "ok", None
+        return str(row[1]), row[4] if row[1] == "limited" else row[2] if len(row) > 2 else None
 
     async def check(self, caller: Caller, catalogue_version: int, request_id: UUID) -> str:
         """As `admit`, without a hold."""

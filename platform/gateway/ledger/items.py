@@ -34,6 +34,8 @@ class Order:
     end_user: str = ""
     started_at: str | None = None  # the database's clock at admission, as it told us
     local_date: str | None = None
+    claims: list[Item] = field(default_factory=list)  # what it asks of which limit (limits.claims)
+    admitted_state: list[list[int]] | None = None  # minute windows after admission, for headers
     _facts: Item = field(default_factory=dict)
 
     def admission(self) -> Item:
@@ -53,6 +55,8 @@ class Order:
             "charge_price_id": charge.price_id if charge else None,
             "cost_price_id": cost.price_id if cost else None,
         }
+        if self.claims:
+            self._facts["limits"] = self.claims
         item = {
             **check(caller, self.catalogue_version, self.request_id),
             **self._facts,

@@ -53,7 +53,9 @@ def applicable(rules: Iterable[Rule], model_id: int, currency: str) -> list[Rule
     ]
 
 
-def claims_for(rules: Iterable[Rule], *, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime) -> list[Claim]:
+def claims_for(
+    rules: Iterable[Rule], *, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime
+) -> list[Claim]:
     """One claim per rule. Raises Unbounded."""
     return [_claim(rule, need, rates, zone, now) for rule in rules]
 
@@ -87,9 +89,7 @@ def _ask(rule: Rule, need: Need, rates: Rates | None) -> int:
     return {"i": tokens[0], "o": tokens[1], "b": sum(tokens)}[rule.measure]
 
 
-def affordable_output(
-    rule: Rule, available: int, *, need: Need, rates: Rates | None, choices: int
-) -> int:
+def affordable_output(rule: Rule, available: int, *, need: Need, rates: Rates | None, choices: int) -> int:
     """How many completion tokens a choice may have so that the claim of `rule` fits into `available` (0: none)."""
     tokens = need.tokens(hard=rule.hold == "hard")
     if tokens is None or rule.measure not in ("o", "b", "s"):

@@ -82,7 +82,9 @@ def _facts(rows: Iterable[LimitRule], tenant_id: int) -> tuple[Rule, ...]:
             amount=rule.amount,
             raised_amount=rule.raised_amount,
             raised_until=rule.raised_until,
-            credits=tuple((c.amount - c.expired_amount, None if c.closed_at else c.expires_at) for c in rule.credits.all()),
+            credits=tuple(
+                (c.amount - c.expired_amount, None if c.closed_at else c.expires_at) for c in rule.credits.all()
+            ),
             currency=rule.currency,
             mode=rule.mode,
             hold=rule.hold,

@@ -70,7 +70,16 @@ class AdjustmentForm(forms.ModelForm[Adjustment]):
 @admin.register(Adjustment)
 class AdjustmentAdmin(FactAdmin):
     form = AdjustmentForm
-    list_display = ["created_at", "kind_label", "corrects", "tenant", "model", "charge_amount", "tokens", "created_by"]
+    list_display = [
+        "created_at",
+        "kind_label",
+        "corrects",
+        "tenant",
+        "model",
+        "charge_amount",
+        "tokens",
+        "created_by",
+    ]
     list_filter = [("tenant", AutocompleteSelectFilter), ModelFilter, ("kind", ChoicesDropdownFilter)]
     list_select_related = ["tenant", "created_by"]
     ordering = ["-created_at", "-id"]

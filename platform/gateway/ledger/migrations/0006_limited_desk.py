@@ -8,5 +8,5 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [('ledger','0005_limits')]
+    dependencies = [("ledger", "0005_limits")]
     operations = [migrations.RunSQL(SQL)]

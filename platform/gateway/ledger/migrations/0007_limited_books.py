@@ -8,5 +8,5 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [('ledger','0006_limited_desk')]
+    dependencies = [("ledger", "0006_limited_desk")]
     operations = [migrations.RunSQL(SQL)]

@@ -3,187 +3,500 @@
 import django.contrib.postgres.fields
 import django.core.validators
 import django.db.models.deletion
-import gateway.limits.models
 import simple_history.models
 from django.conf import settings
 from django.db import migrations, models
 
+import gateway.limits.models
+
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('catalogue', '0002_versions'),
-        ('tenants', '0002_versions'),
+        ("catalogue", "0002_versions"),
+        ("tenants", "0002_versions"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Plan',
+            name="Plan",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('slug', models.SlugField(max_length=63, unique=True)),
-                ('name', models.CharField(max_length=200)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("slug", models.SlugField(max_length=63, unique=True)),
+                ("name", models.CharField(max_length=200)),
             ],
             options={
-                'ordering': ['slug'],
+                "ordering": ["slug"],
             },
         ),
         migrations.CreateModel(
-            name='HistoricalPlan',
+            name="HistoricalPlan",
             fields=[
-                ('id', models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name='ID')),
-                ('slug', models.SlugField(max_length=63)),
-                ('name', models.CharField(max_length=200)),
-                ('history_id', models.AutoField(primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_change_reason', models.CharField(max_length=100, null=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name="ID")),
+                ("slug", models.SlugField(max_length=63)),
+                ("name", models.CharField(max_length=200)),
+                ("history_id", models.AutoField(primary_key=True, serialize=False)),
+                ("history_date", models.DateTimeField(db_index=True)),
+                ("history_change_reason", models.CharField(max_length=100, null=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical plan',
-                'verbose_name_plural': 'historical plans',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
-            },
-            bases=(simple_history.models.HistoricalChanges, models.Model),
-        ),
-        migrations.CreateModel(
-            name='LimitCounter',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('rule_id', models.BigIntegerField()),
-                ('owner_id', models.BigIntegerField(default=0)),
-                ('window_start', models.DateTimeField()),
-                ('window_end', models.DateTimeField(null=True)),
-                ('used', models.DecimalField(decimal_places=0, default=0, max_digits=38)),
-                ('held', models.DecimalField(decimal_places=0, default=0, max_digits=38)),
-                ('slots', django.contrib.postgres.fields.ArrayField(base_field=models.BigIntegerField(), null=True, size=None)),
-                ('slot_at', models.BigIntegerField(null=True)),
-            ],
-            options={
-                'constraints': [models.UniqueConstraint(fields=('rule_id', 'owner_id', 'window_start'), name='limitcounter_unique')],
-            },
-        ),
-        migrations.CreateModel(
-            name='LimitRule',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('metric', models.CharField(choices=[('requests', 'Requests'), ('tokens', 'Tokens'), ('in_flight', 'In Flight'), ('spend', 'Spend')], max_length=10)),
-                ('per', models.CharField(blank=True, choices=[('minute', 'Minute'), ('day', 'Day'), ('week', 'Week'), ('month', 'Month'), ('fiscal_month', 'Fiscal Month'), ('total', 'Total')], help_text='Empty for in flight.', max_length=12)),
-                ('tokens', models.CharField(choices=[('both', 'Both'), ('input', 'Input'), ('output', 'Output')], default='both', max_length=6)),
-                ('amount', models.BigIntegerField(validators=[django.core.validators.MinValueValidator(0)])),
-                ('currency', models.CharField(blank=True, max_length=3, validators=[django.core.validators.RegexValidator('^[A-Z]{3}$', 'ISO 4217.')])),
-                ('mode', models.CharField(choices=[('enforce', 'Enforce'), ('observe', 'Observe')], default='enforce', max_length=7)),
-                ('hold', models.CharField(choices=[('expected', 'Expected'), ('hard', 'Hard')], default='expected', max_length=8)),
-                ('on_shortage', models.CharField(choices=[('refuse', 'Refuse'), ('fit', 'Fit')], default='refuse', max_length=6)),
-                ('floor', models.PositiveIntegerField(default=16, help_text='fit: never below so many completion tokens.')),
-                ('raised_amount', models.BigIntegerField(blank=True, help_text='A temporary amount ...', null=True)),
-                ('raised_until', models.DateTimeField(blank=True, help_text='... until then.', null=True)),
-                ('fiscal_day', models.PositiveSmallIntegerField(default=1, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(28)])),
-                ('thresholds', django.contrib.postgres.fields.ArrayField(base_field=models.PositiveSmallIntegerField(), blank=True, default=gateway.limits.models.default_thresholds, size=None)),
-                ('enabled', models.BooleanField(default=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('key', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='limit_rules', to='tenants.apikey')),
-                ('model', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='limit_rules', to='catalogue.model')),
-                ('tenant', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='limit_rules', to='tenants.tenant')),
-                ('plan', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='rules', to='limits.plan')),
-            ],
-            options={
-                'ordering': ['tenant', 'key', 'model', 'metric', 'per', 'id'],
-            },
-        ),
-        migrations.CreateModel(
-            name='Credit',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('amount', models.BigIntegerField(help_text='Nano-units.', validators=[django.core.validators.MinValueValidator(1)])),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('expired_amount', models.BigIntegerField(default=0, editable=False, help_text='What was unused when it expired.')),
-                ('closed_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('note', models.CharField(blank=True, max_length=200)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('rule', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='credits', to='limits.limitrule')),
-            ],
-            options={
-                'ordering': ['created_at', 'id'],
-            },
-        ),
-        migrations.CreateModel(
-            name='HistoricalLimitRule',
-            fields=[
-                ('id', models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name='ID')),
-                ('metric', models.CharField(choices=[('requests', 'Requests'), ('tokens', 'Tokens'), ('in_flight', 'In Flight'), ('spend', 'Spend')], max_length=10)),
-                ('per', models.CharField(blank=True, choices=[('minute', 'Minute'), ('day', 'Day'), ('week', 'Week'), ('month', 'Month'), ('fiscal_month', 'Fiscal Month'), ('total', 'Total')], help_text='Empty for in flight.', max_length=12)),
-                ('tokens', models.CharField(choices=[('both', 'Both'), ('input', 'Input'), ('output', 'Output')], default='both', max_length=6)),
-                ('amount', models.BigIntegerField(validators=[django.core.validators.MinValueValidator(0)])),
-                ('currency', models.CharField(blank=True, max_length=3, validators=[django.core.validators.RegexValidator('^[A-Z]{3}$', 'ISO 4217.')])),
-                ('mode', models.CharField(choices=[('enforce', 'Enforce'), ('observe', 'Observe')], default='enforce', max_length=7)),
-                ('hold', models.CharField(choices=[('expected', 'Expected'), ('hard', 'Hard')], default='expected', max_length=8)),
-                ('on_shortage', models.CharField(choices=[('refuse', 'Refuse'), ('fit', 'Fit')], default='refuse', max_length=6)),
-                ('floor', models.PositiveIntegerField(default=16, help_text='fit: never below so many completion tokens.')),
-                ('raised_amount', models.BigIntegerField(blank=True, help_text='A temporary amount ...', null=True)),
-                ('raised_until', models.DateTimeField(blank=True, help_text='... until then.', null=True)),
-                ('fiscal_day', models.PositiveSmallIntegerField(default=1, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(28)])),
-                ('thresholds', django.contrib.postgres.fields.ArrayField(base_field=models.PositiveSmallIntegerField(), blank=True, default=gateway.limits.models.default_thresholds, size=None)),
-                ('enabled', models.BooleanField(default=True)),
-                ('created_at', models.DateTimeField(blank=True, editable=False)),
-                ('history_id', models.AutoField(primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_change_reason', models.CharField(max_length=100, null=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('key', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='tenants.apikey')),
-                ('model', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='catalogue.model')),
-                ('tenant', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='tenants.tenant')),
-                ('plan', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='limits.plan')),
-            ],
-            options={
-                'verbose_name': 'historical limit rule',
-                'verbose_name_plural': 'historical limit rules',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical plan",
+                "verbose_name_plural": "historical plans",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='PlanMembership',
+            name="LimitCounter",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('plan', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='memberships', to='limits.plan')),
-                ('tenant', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='plan_membership', to='tenants.tenant')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("rule_id", models.BigIntegerField()),
+                ("owner_id", models.BigIntegerField(default=0)),
+                ("window_start", models.DateTimeField()),
+                ("window_end", models.DateTimeField(null=True)),
+                ("used", models.DecimalField(decimal_places=0, default=0, max_digits=38)),
+                ("held", models.DecimalField(decimal_places=0, default=0, max_digits=38)),
+                (
+                    "slots",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.BigIntegerField(), null=True, size=None
+                    ),
+                ),
+                ("slot_at", models.BigIntegerField(null=True)),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("rule_id", "owner_id", "window_start"), name="limitcounter_unique"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="LimitRule",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "metric",
+                    models.CharField(
+                        choices=[
+                            ("requests", "Requests"),
+                            ("tokens", "Tokens"),
+                            ("in_flight", "In Flight"),
+                            ("spend", "Spend"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "per",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("minute", "Minute"),
+                            ("day", "Day"),
+                            ("week", "Week"),
+                            ("month", "Month"),
+                            ("fiscal_month", "Fiscal Month"),
+                            ("total", "Total"),
+                        ],
+                        help_text="Empty for in flight.",
+                        max_length=12,
+                    ),
+                ),
+                (
+                    "tokens",
+                    models.CharField(
+                        choices=[("both", "Both"), ("input", "Input"), ("output", "Output")],
+                        default="both",
+                        max_length=6,
+                    ),
+                ),
+                ("amount", models.BigIntegerField(validators=[django.core.validators.MinValueValidator(0)])),
+                (
+                    "currency",
+                    models.CharField(
+                        blank=True,
+                        max_length=3,
+                        validators=[django.core.validators.RegexValidator("^[A-Z]{3}$", "ISO 4217.")],
+                    ),
+                ),
+                (
+                    "mode",
+                    models.CharField(
+                        choices=[("enforce", "Enforce"), ("observe", "Observe")], default="enforce", max_length=7
+                    ),
+                ),
+                (
+                    "hold",
+                    models.CharField(
+                        choices=[("expected", "Expected"), ("hard", "Hard")], default="expected", max_length=8
+                    ),
+                ),
+                (
+                    "on_shortage",
+                    models.CharField(choices=[("refuse", "Refuse"), ("fit", "Fit")], default="refuse", max_length=6),
+                ),
+                (
+                    "floor",
+                    models.PositiveIntegerField(default=16, help_text="fit: never below so many completion tokens."),
+                ),
+                ("raised_amount", models.BigIntegerField(blank=True, help_text="A temporary amount ...", null=True)),
+                ("raised_until", models.DateTimeField(blank=True, help_text="... until then.", null=True)),
+                (
+                    "fiscal_day",
+                    models.PositiveSmallIntegerField(
+                        default=1,
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(28),
+                        ],
+                    ),
+                ),
+                (
+                    "thresholds",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.PositiveSmallIntegerField(),
+                        blank=True,
+                        default=gateway.limits.models.default_thresholds,
+                        size=None,
+                    ),
+                ),
+                ("enabled", models.BooleanField(default=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "key",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="limit_rules",
+                        to="tenants.apikey",
+                    ),
+                ),
+                (
+                    "model",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="limit_rules",
+                        to="catalogue.model",
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="limit_rules",
+                        to="tenants.tenant",
+                    ),
+                ),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="rules",
+                        to="limits.plan",
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["tenant", "key", "model", "metric", "per", "id"],
+            },
+        ),
+        migrations.CreateModel(
+            name="Credit",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "amount",
+                    models.BigIntegerField(
+                        help_text="Nano-units.", validators=[django.core.validators.MinValueValidator(1)]
+                    ),
+                ),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "expired_amount",
+                    models.BigIntegerField(default=0, editable=False, help_text="What was unused when it expired."),
+                ),
+                ("closed_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("note", models.CharField(blank=True, max_length=200)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "rule",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="credits", to="limits.limitrule"
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["created_at", "id"],
+            },
+        ),
+        migrations.CreateModel(
+            name="HistoricalLimitRule",
+            fields=[
+                ("id", models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name="ID")),
+                (
+                    "metric",
+                    models.CharField(
+                        choices=[
+                            ("requests", "Requests"),
+                            ("tokens", "Tokens"),
+                            ("in_flight", "In Flight"),
+                            ("spend", "Spend"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "per",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("minute", "Minute"),
+                            ("day", "Day"),
+                            ("week", "Week"),
+                            ("month", "Month"),
+                            ("fiscal_month", "Fiscal Month"),
+                            ("total", "Total"),
+                        ],
+                        help_text="Empty for in flight.",
+                        max_length=12,
+                    ),
+                ),
+                (
+                    "tokens",
+                    models.CharField(
+                        choices=[("both", "Both"), ("input", "Input"), ("output", "Output")],
+                        default="both",
+                        max_length=6,
+                    ),
+                ),
+                ("amount", models.BigIntegerField(validators=[django.core.validators.MinValueValidator(0)])),
+                (
+                    "currency",
+                    models.CharField(
+                        blank=True,
+                        max_length=3,
+                        validators=[django.core.validators.RegexValidator("^[A-Z]{3}$", "ISO 4217.")],
+                    ),
+                ),
+                (
+                    "mode",
+                    models.CharField(
+                        choices=[("enforce", "Enforce"), ("observe", "Observe")], default="enforce", max_length=7
+                    ),
+                ),
+                (
+                    "hold",
+                    models.CharField(
+                        choices=[("expected", "Expected"), ("hard", "Hard")], default="expected", max_length=8
+                    ),
+                ),
+                (
+                    "on_shortage",
+                    models.CharField(choices=[("refuse", "Refuse"), ("fit", "Fit")], default="refuse", max_length=6),
+                ),
+                (
+                    "floor",
+                    models.PositiveIntegerField(default=16, help_text="fit: never below so many completion tokens."),
+                ),
+                ("raised_amount", models.BigIntegerField(blank=True, help_text="A temporary amount ...", null=True)),
+                ("raised_until", models.DateTimeField(blank=True, help_text="... until then.", null=True)),
+                (
+                    "fiscal_day",
+                    models.PositiveSmallIntegerField(
+                        default=1,
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(28),
+                        ],
+                    ),
+                ),
+                (
+                    "thresholds",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.PositiveSmallIntegerField(),
+                        blank=True,
+                        default=gateway.limits.models.default_thresholds,
+                        size=None,
+                    ),
+                ),
+                ("enabled", models.BooleanField(default=True)),
+                ("created_at", models.DateTimeField(blank=True, editable=False)),
+                ("history_id", models.AutoField(primary_key=True, serialize=False)),
+                ("history_date", models.DateTimeField(db_index=True)),
+                ("history_change_reason", models.CharField(max_length=100, null=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "key",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="tenants.apikey",
+                    ),
+                ),
+                (
+                    "model",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="catalogue.model",
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="tenants.tenant",
+                    ),
+                ),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="limits.plan",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "historical limit rule",
+                "verbose_name_plural": "historical limit rules",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
+            },
+            bases=(simple_history.models.HistoricalChanges, models.Model),
+        ),
+        migrations.CreateModel(
+            name="PlanMembership",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="memberships", to="limits.plan"
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="plan_membership",
+                        to="tenants.tenant",
+                    ),
+                ),
             ],
         ),
         migrations.AddField(
-            model_name='plan',
-            name='tenants',
-            field=models.ManyToManyField(related_name='+', through='limits.PlanMembership', to='tenants.tenant'),
+            model_name="plan",
+            name="tenants",
+            field=models.ManyToManyField(related_name="+", through="limits.PlanMembership", to="tenants.tenant"),
         ),
         migrations.AddConstraint(
-            model_name='limitrule',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('key', None), ('plan__isnull', False), ('tenant', None)), models.Q(('key', None), ('plan', None), ('tenant__isnull', False)), models.Q(('key__isnull', False), ('plan', None), ('tenant', None)), models.Q(('key', None), ('model__isnull', False), ('plan', None), ('tenant', None)), _connector='OR'), name='limit_subject'),
+            model_name="limitrule",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("key", None), ("plan__isnull", False), ("tenant", None)),
+                    models.Q(("key", None), ("plan", None), ("tenant__isnull", False)),
+                    models.Q(("key__isnull", False), ("plan", None), ("tenant", None)),
+                    models.Q(("key", None), ("model__isnull", False), ("plan", None), ("tenant", None)),
+                    _connector="OR",
+                ),
+                name="limit_subject",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limitrule',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('metric', 'in_flight'), ('per', '')), models.Q(('metric__in', ['requests', 'tokens']), ('per__in', ['minute', 'day'])), models.Q(('metric', 'spend'), ('per__in', ['day', 'week', 'month', 'fiscal_month', 'total'])), _connector='OR'), name='limit_window_fits_metric'),
+            model_name="limitrule",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("metric", "in_flight"), ("per", "")),
+                    models.Q(("metric__in", ["requests", "tokens"]), ("per__in", ["minute", "day"])),
+                    models.Q(("metric", "spend"), ("per__in", ["day", "week", "month", "fiscal_month", "total"])),
+                    _connector="OR",
+                ),
+                name="limit_window_fits_metric",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limitrule',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('currency__regex', '^[A-Z]{3}$'), ('metric', 'spend')), models.Q(models.Q(('metric', 'spend'), _negated=True), ('currency', '')), _connector='OR'), name='limit_spend_has_currency'),
+            model_name="limitrule",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("currency__regex", "^[A-Z]{3}$"), ("metric", "spend")),
+                    models.Q(models.Q(("metric", "spend"), _negated=True), ("currency", "")),
+                    _connector="OR",
+                ),
+                name="limit_spend_has_currency",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limitrule',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('raised_amount', None), ('raised_until', None)), models.Q(('raised_amount__gte', 0), ('raised_until__isnull', False)), _connector='OR'), name='limit_raise_has_an_end'),
+            model_name="limitrule",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("raised_amount", None), ("raised_until", None)),
+                    models.Q(("raised_amount__gte", 0), ("raised_until__isnull", False)),
+                    _connector="OR",
+                ),
+                name="limit_raise_has_an_end",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limitrule',
-            constraint=models.CheckConstraint(condition=models.Q(('amount__gte', 0)), name='limit_not_negative'),
+            model_name="limitrule",
+            constraint=models.CheckConstraint(condition=models.Q(("amount__gte", 0)), name="limit_not_negative"),
         ),
         migrations.AddConstraint(
-            model_name='limitrule',
-            constraint=models.UniqueConstraint(fields=('plan', 'tenant', 'key', 'model', 'metric', 'per', 'tokens', 'currency'), name='limit_unique', nulls_distinct=False),
+            model_name="limitrule",
+            constraint=models.UniqueConstraint(
+                fields=("plan", "tenant", "key", "model", "metric", "per", "tokens", "currency"),
+                name="limit_unique",
+                nulls_distinct=False,
+            ),
         ),
     ]
