@@ -25,7 +25,7 @@ from gateway.server.exchange import Exchange
 from gateway.server.refusals import refusal
 
 if TYPE_CHECKING:
-    from gateway.server.daphne import Server
+    from gateway.server.factory import Factory
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle time-out of usual load balancers (60 s), or they meet resets
 RECEIVE_SECONDS = 60  # without a byte, in the middle of a request
@@ -258,38 +258,3 @@ class Channel(http.HTTPChannel):
         self.persistent = False
         if not self.busy:
             self.loseConnection()
-
-
-class Factory(http.HTTPFactory):
-    """Makes channels, knows the open ones, and sweeps them for time-outs."""
-
-    SWEEP_SECONDS = 5
-
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(timeout=None)
-        self.server = server
-        self.loop = loop
-        self.channels: set[Channel] = set()
-        self.lines: dict[bytes, tuple[bytes, bytes]] = {}  # header lines seen before, parsed
-
-    def buildProtocol(self, addr: object) -> Channel:
-        return Channel(self)
-
-    def startFactory(self) -> None:
-        self._sweeper = self.loop.call_later(self.SWEEP_SECONDS, self._sweep)
-
-    def stopFactory(self) -> None:
-        pass  # channels outlive the listening socket while the server drains
-
-    def log(self, request: object) -> None:
-        pass  # the request's line is written by whoever answered it
-
-    def forget(self, channel: Channel) -> None:
-        self.channels.discard(channel)
-        self.server.channel_closed()
-
-    def _sweep(self) -> None:
-        now = time.monotonic()
-        for channel in list(self.channels):
-            channel.check_time(now)
-        self._sweeper = self.loop.call_later(self.SWEEP_SECONDS, self._sweep)
