@@ -13,9 +13,13 @@ from django.db import models
 from django.utils import timezone
 from simple_history.models import HistoricalRecords
 
+# PostgreSQL takes these for abbreviations with one offset all year, Python for zones with summer time: the books
+# would disagree on which day it is. The machine's own zone means nothing to the database.
+AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET", "localtime"})
+
 
 def validate_timezone(name: str) -> None:
-    if name not in zoneinfo.available_timezones():
+    if name not in zoneinfo.available_timezones() - AMBIGUOUS_ZONES:
         raise ValidationError(f"{name!r} is not an IANA time zone, such as Europe/Berlin or UTC.")
 
 

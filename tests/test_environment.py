@@ -60,7 +60,11 @@ def test_bad_values_are_remembered_and_their_defaults_used(
 def test_a_database_url_with_a_socket_folder_and_options() -> None:
     found = environment.database("postgres://us%40er:p%2Fw@db.example:6432/name?sslmode=require", "DATABASE_URL")
     assert (found["USER"], found["PASSWORD"], found["HOST"]) == ("us@er", "p/w", "db.example")
-    assert (found["PORT"], found["NAME"], found["OPTIONS"]) == ("6432", "name", {"sslmode": "require"})
+    assert (found["PORT"], found["NAME"], found["OPTIONS"]) == (
+        "6432",
+        "name",
+        environment.LINK_OPTIONS | {"sslmode": "require"},
+    )
     assert environment.database("postgres://app@/dev?host=/run/pg", "DATABASE_URL")["HOST"] == "/run/pg"
 
 

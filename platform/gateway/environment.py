@@ -71,13 +71,24 @@ def strings(name: str) -> list[str]:
     return [part.strip() for part in text(name).split(",") if part.strip()]
 
 
+# libpq's own defaults wait for a host that went away without a word for two minutes, or a quarter of an hour.
+LINK_OPTIONS = {
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
+
+
 def database(url: str, name: str) -> dict[str, object]:
     """Django's settings for postgres://user:password@host:port/name; a host in the query is a socket folder."""
     parts = urlsplit(url)
     if parts.scheme not in ("postgres", "postgresql") or not parts.path.strip("/"):
         problems.append((name, "expected postgres://user:password@host:port/database"))
         return {"ENGINE": "django.db.backends.postgresql", "NAME": "missing"}
-    options = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
+    options = dict(LINK_OPTIONS)
+    options |= dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
     host = unquote(options.pop("host", "")) or parts.hostname or ""
     return {
         "ENGINE": "django.db.backends.postgresql",

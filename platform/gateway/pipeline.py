@@ -149,7 +149,8 @@ class Relay:
     def _leave(self) -> None:
         if not self._settled:
             self._ended = self._settled = True
-            _settle(self._call, self._route, "interrupted", self._stream.usage, error_code="client_disconnected")
+            ending = _ended(self._call, self._route, "interrupted", self._stream.usage, 200, "client_disconnected")
+            desk.current().book(self._route.order, ending)
 
     async def aclose(self) -> None:
         """The client has gone, or nobody wants more: stop the provider, book what was delivered."""
@@ -265,12 +266,15 @@ def _settle(
     call: Call, route: Route, status: str, usage: Usage, *, http_status: int = 200, error_code: str = ""
 ) -> asyncio.Future[Any]:
     """Give the ending to the desk, which writes it whether or not the future is awaited."""
+    return desk.current().settle(route.order, _ended(call, route, status, usage, http_status, error_code))
+
+
+def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int, error_code: str) -> Ending:
+    """Note the end of a call, for the request log and the live feed."""
     call.usage, call.outcome = usage, status
     if status == "completed":
         output = usage.output_tokens + usage.reasoning_tokens
         routing.expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
-    ending = Ending(status, usage, http_status, error_code[:64], call.first_byte_ms)
-    future = desk.current().settle(route.order, ending)
     ended_requests.append(
         {
             "request_id": str(call.request_id),
@@ -283,7 +287,7 @@ def _settle(
             "ms": _milliseconds_since(call.began),
         }
     )
-    return future
+    return Ending(status, usage, http_status, error_code[:64], call.first_byte_ms)
 
 
 def _milliseconds_since(began: float) -> int:

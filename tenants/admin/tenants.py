@@ -17,7 +17,7 @@ from unfold.widgets import UnfoldAdminSelectWidget
 from tenants.admin.fields import LinesField
 from tenants.admin.history import HistoryAdmin
 from tenants.currencies import MINOR_UNITS
-from tenants.models import APIKey, Tenant
+from tenants.models import AMBIGUOUS_ZONES, APIKey, Tenant
 
 
 class TenantForm(forms.ModelForm[Tenant]):
@@ -29,7 +29,7 @@ class TenantForm(forms.ModelForm[Tenant]):
     timezone = forms.ChoiceField(
         label="Time zone",
         widget=UnfoldAdminSelectWidget,
-        choices=[(name, name) for name in sorted(zoneinfo.available_timezones())],
+        choices=[(name, name) for name in sorted(zoneinfo.available_timezones() - AMBIGUOUS_ZONES)],
         initial="UTC",
         help_text="Days and months of reports are those of this zone.",
     )

@@ -109,6 +109,15 @@ def test_it_corrects_nothing_without_a_reason_or_a_number(acme: APIKey, chat_mod
     assert not Adjustment.objects.exists()
 
 
+def test_it_corrects_no_charge_that_is_not_known_yet(unpriced: WorkItem, unknown: WorkItem, by: User) -> None:
+    """The rating, the resolution or a late settlement books all of it, and would count beside the correction."""
+    with pytest.raises(ValidationError, match="rate it"):
+        adjust(record=record_of(unpriced), delta=Delta(charge=1), reason="by hand", by=by)
+    with pytest.raises(ValidationError, match="resolve it"):
+        adjust(record=record_of(unknown), delta=Delta(output_tokens=1), reason="by hand", by=by)
+    assert not Adjustment.objects.exists()
+
+
 # ---- unpriced ----
 
 

@@ -73,6 +73,10 @@ async def state(request: HttpRequest) -> JsonResponse:
     return JsonResponse({**seen, "rss_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
 
 
+async def headers(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(dict(request.headers))
+
+
 @csrf_exempt
 def form(request: HttpRequest) -> JsonResponse:
     files = {name: request.FILES[name].read().decode() for name in request.FILES}  # type: ignore[union-attr]
@@ -86,6 +90,7 @@ def forbidden(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("v1/chat/completions", act),
     path("v1/state", state),
+    path("v1/headers", headers),
     path("v1/page", forbidden),
     path("v1/stock", act),
     path("stock/act", act),

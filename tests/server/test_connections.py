@@ -29,6 +29,18 @@ def test_it_takes_a_request_byte_by_byte(stub: RunningServer) -> None:
         assert connection.read().json()["length"] == 2
 
 
+def test_it_reads_repeated_headers_again_and_again(stub: RunningServer) -> None:
+    """Lines are remembered once parsed; what they say must not depend on their neighbours."""
+    with Connection(stub) as connection:
+        for lines in ("X-A: 1\r\nX-B: 2\r\nX-A: 3", "X-A: 3\r\nX-B: 2", "x-a: 3\r\nX-A:3 \r\nX-B: 2\r\n folded"):
+            for _ in range(2):
+                connection.send(f"GET /v1/headers HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n".encode())
+                seen = connection.read().json()
+                expected = {"1,3": "2", "3": "2", "3,3": "2 folded"}
+                assert seen["X-B"] == expected[seen["X-A"]]
+        assert seen["X-A"] == "3,3"
+
+
 def test_it_closes_when_the_client_says_so(stub: RunningServer) -> None:
     with Connection(stub) as connection:
         connection.request("GET", "/livez", Connection="keep-alive, Close")

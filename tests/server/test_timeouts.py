@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.server import channel as channels
-from gateway.server.channel import Channel, Factory
+from gateway.server.channel import Channel
+from gateway.server.factory import Factory
 
 
 class Transport:

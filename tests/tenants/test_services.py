@@ -135,3 +135,10 @@ def test_it_keeps_the_public_id_of_an_imported_key_of_our_own_shape() -> None:
     secret = keys.generate_secret("0123456789ab")
     (key,) = import_api_keys([secret])
     assert key.public_id == "0123456789ab"
+
+
+@pytest.mark.parametrize("name", ["CET", "WET", "localtime", "Europe/Berlim"])
+def test_it_refuses_a_zone_whose_days_the_database_counts_differently(acme: Tenant, name: str) -> None:
+    acme.timezone = name
+    with pytest.raises(ValidationError, match="time zone"):
+        acme.full_clean()

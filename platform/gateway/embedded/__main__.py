@@ -58,6 +58,8 @@ def run() -> None:
     shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     prefix = "" if home == settings.BASE_DIR / "var" else f"COUNTERFOIL_HOME={shown} "
     os.environ["COUNTERFOIL_HOME"] = str(home)
+    # The local model is on this machine; with DATABASE_URL the default would refuse it as an upstream.
+    os.environ.setdefault("UPSTREAM_ALLOW_LOOPBACK", "1")
     _only_one(home)
     supervisor = Supervisor(
         home,

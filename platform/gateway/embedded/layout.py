@@ -79,5 +79,5 @@ def _database(home: Path, user: str) -> dict[str, Any]:
         "PASSWORD": "",
         "HOST": str(sockets(home)),
         "PORT": "",
-        "OPTIONS": {},
+        "OPTIONS": {"connect_timeout": "5"},
     }

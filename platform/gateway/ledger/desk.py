@@ -32,7 +32,7 @@ class Desk:
 
     @property
     def alive(self) -> bool:
-        return self.writer.is_alive() and not self.writer.down
+        return self.writer.is_alive() and not (self.writer.down or self.writer.stuck)
 
     async def admit(self, order: Order) -> tuple[str, Any]:
         """ok (the hold is durable, the order knows when it started), stale, refused, suspended, window or limited.
@@ -55,10 +55,14 @@ class Desk:
         """Book the end of an admitted request. It is written whether or not anybody awaits the future."""
         return self._give(order.settlement(ending))
 
+    def book(self, order: Order, ending: Ending) -> None:
+        """As `settle`, for who cannot wait. Needs no event loop: the garbage collector calls from any thread."""
+        self.writer.queue.put(Ticket(order.settlement(ending)))
+
     async def _decide(self, item: Item) -> list[Any]:
-        if self._waiting >= MAX_WAITING:
+        if max(self._waiting, self.writer.queue.qsize()) >= MAX_WAITING:
             raise Unavailable("The service is temporarily overloaded. Please try again.", retry_after=1)
-        if self.writer.down or not self.writer.is_alive():
+        if not self.alive:
             raise Unavailable("The service is temporarily unavailable.", retry_after=2)
         self._waiting += 1
         try:

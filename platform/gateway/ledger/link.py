@@ -22,8 +22,11 @@ from gateway.ledger.items import Item
 
 LOCK_TIMEOUT_MS = 100
 STATEMENT_TIMEOUT_MS = 10_000
-# Classes of SQLSTATE that say nothing of the items: connection, rollback, resources, operator, system.
-TRANSIENT = (b"08", b"25", b"40", b"53", b"57", b"58", b"XX")
+# Classes of SQLSTATE that say nothing of the items: connection, rollback, resources, operator, system; login, and
+# a prepared statement that the session does not know (any more).
+TRANSIENT = (b"08", b"25", b"26", b"28", b"40", b"53", b"57", b"58", b"XX")
+# A right, a function or a column that is missing: a deploy gone wrong. It passes when somebody has put it right.
+SCHEMA = (b"0A", b"42")
 
 _SESSION = f"""
 SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'; SET statement_timeout = '{STATEMENT_TIMEOUT_MS}ms';
@@ -38,6 +41,11 @@ INSERT INTO ledger_process (id, kind, host, pid, started_at, heartbeat_at)
 VALUES (%(id)s, %(kind)s, %(host)s, %(pid)s, now(), now())
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), suspected_at = NULL, ended_at = NULL
 """
+# A session that we gave up may still have a batch in its buffer, which it would book after we released its holds.
+_FENCE = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE pid = %(pid)s AND application_name = 'counterfoil desk'
+"""
 
 
 class LinkLost(Exception):
@@ -49,7 +57,11 @@ class RowLocked(Exception):
 
 
 class BatchRefused(Exception):
-    """The database will never take this batch as it is; nothing was written."""
+    """The database does not take this batch as it is; nothing was written."""
+
+    def __init__(self, message: str, *, for_good: bool = True) -> None:
+        super().__init__(message)
+        self.for_good = for_good
 
 
 class Link:
@@ -59,6 +71,7 @@ class Link:
         self.process_id = process_id or uuid4()
         self._id = str(self.process_id).encode()
         self._pg: Any = None
+        self._left: int | None = None  # the server's process of the session before this one
 
     @property
     def open(self) -> bool:
@@ -70,11 +83,13 @@ class Link:
             connection.ensure_connection()
             with connection.cursor() as cursor:
                 cursor.execute(_SESSION)
+            if self._left is not None:
+                self.execute(_FENCE, {"pid": self._left})
             pg = connection.connection.pgconn
             prepared = pg.prepare(b"ledger_desk", _CALL, [2950, 114, 16, 16])  # uuid, json, bool, bool
             if prepared.status != pq.ExecStatus.COMMAND_OK:
                 raise LinkLost(prepared.error_message.decode(errors="replace"))
-            self._pg = pg
+            self._pg, self._left = pg, pg.backend_pid
             self.beat()
         except (psycopg.Error, DjangoDatabaseError, OSError) as exc:
             self.close()
@@ -104,7 +119,7 @@ class Link:
         if state == b"55P03":
             raise RowLocked(message)
         if state and not state.startswith(TRANSIENT):
-            raise BatchRefused(f"{state.decode()}: {message}")
+            raise BatchRefused(f"{state.decode()}: {message}", for_good=not state.startswith(SCHEMA))
         raise LinkLost(message)
 
     def beat(self) -> None:

@@ -32,6 +32,7 @@ def adjust(*, record: UsageRecord, delta: Delta, reason: str, by: User) -> Adjus
         raise ValidationError("This changes nothing: give at least one number.")
     with transaction.atomic():
         _lock(record)
+        _nothing_pending(record, delta)
         for name, now in net(record).items():
             after = now + getattr(delta, name)
             if after < 0:
@@ -53,7 +54,8 @@ def rate_unpriced(*, item: WorkItem, by: User) -> Adjustment:
                 f"{record.model} has no price in {record.charge_currency} that was in force at "
                 f"{record.started_at:%Y-%m-%d %H:%M} UTC. Add one with an effective_from before that."
             )
-        cost = _price(record, Price.Side.COST) if record.cost is None else None
+        # A record of the sweeper's that was settled late has a cost of 0, priced or not.
+        cost = _price(record, Price.Side.COST) if record.cost_price_id is None else None
         units = {name: value for name, value in net(record).items() if name in TOKENS}
         delta, lines = _rated(units, charge, cost)
         reason = f"rated at the price from {charge.effective_from:%Y-%m-%d %H:%M} UTC"
@@ -172,6 +174,17 @@ def _still_open(item: WorkItem, kind: str) -> None:
         raise ValidationError(f"{now.request_id} is {now.kind}, not {kind}.")
     if now.resolved_at is not None:
         raise ValidationError(f"{now.request_id} was resolved already, at {now.resolved_at:%Y-%m-%d %H:%M} UTC.")
+
+
+def _nothing_pending(record: UsageRecord, delta: Delta) -> None:
+    """What rates or resolves a record books all of its charge; a correction made before would count beside it."""
+    open_kinds = WorkItem.objects.filter(request_id=record.request_id, resolved_at=None).values_list(
+        "kind", flat=True
+    )
+    if WorkItem.Kind.UNKNOWN in open_kinds:
+        raise ValidationError("Its process died, and what it used is not known yet: resolve it in the work queue.")
+    if WorkItem.Kind.UNPRICED in open_kinds and (delta.charge or delta.cost):
+        raise ValidationError("It has no price yet: add one and rate it in the work queue, then correct the amount.")
 
 
 def _lock(record: UsageRecord) -> None:

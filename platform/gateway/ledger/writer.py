@@ -25,6 +25,8 @@ MAX_BATCH = 256
 BEAT_SECONDS = 5.0
 PARKED_RETRY_SECONDS = 0.05
 PARKED_PATIENCE_SECONDS = 5.0
+HALVING_SECONDS = 1.0  # then the rest of a batch that waits for locks is set apart untried
+STUCK_SECONDS = 10.0
 RECONNECT_SECONDS = 0.25
 
 Outcome = list[Any] | GatewayError
@@ -33,7 +35,7 @@ Outcome = list[Any] | GatewayError
 class Ticket:
     """An item and where its outcome goes."""
 
-    __slots__ = ("answered", "future", "given_at", "item", "loop", "request_id", "sent")
+    __slots__ = ("answered", "future", "given_at", "item", "loop", "refused", "request_id", "sent")
 
     def __init__(self, item: Item, loop: Any = None, future: Any = None) -> None:
         self.item = item
@@ -42,11 +44,16 @@ class Ticket:
         self.future = future
         self.given_at = time.monotonic()
         self.sent = False  # an earlier try may have been committed
-        self.answered = False
+        self.answered = self.refused = False
 
     @property
     def must_be_kept(self) -> bool:
         return self.item["op"] in ("s", "r")
+
+    @property
+    def forsaken(self) -> bool:
+        """Nobody waits for this admission any more: not worth a hold that would be released at once."""
+        return not self.must_be_kept and self.future is not None and self.future.done()
 
 
 class Writer(threading.Thread):
@@ -61,7 +68,8 @@ class Writer(threading.Thread):
         self._backlog: list[Ticket] = []  # settlements and releases that wait for the database
         self._parked: defaultdict[int, list[Ticket]] = defaultdict(list)  # by key: its counters are locked
         self._stop_by: float | None = None
-        self._next_beat = self._next_parked = 0.0
+        self._next_beat = self._next_parked = self._halve_until = 0.0
+        self._busy_since: float | None = None
 
     def stop(self, seconds: float) -> None:
         """Write what was given, for at most so long, then end."""
@@ -72,6 +80,12 @@ class Writer(threading.Thread):
     def unwritten(self) -> int:
         return self.queue.qsize() + len(self._backlog) + sum(map(len, self._parked.values()))
 
+    @property
+    def stuck(self) -> bool:
+        """The database has not answered for long, and the connection has not failed either (a stopped machine)."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > STUCK_SECONDS
+
     def run(self) -> None:
         while self._stop_by is None or (self.unwritten and time.monotonic() < self._stop_by):
             try:
@@ -79,8 +93,7 @@ class Writer(threading.Thread):
             except Exception:
                 # The desk never dies: whatever this was, what is in the backlog is tried again.
                 log.exception("The desk's writer stumbled")
-                self.link.close()
-                self._set_aside_in_hand()
+                self._recover()
                 time.sleep(RECONNECT_SECONDS)
         try:
             if self.link.open:
@@ -94,21 +107,29 @@ class Writer(threading.Thread):
             ticket.answered = True
         self._deliver(outcomes)
 
-    def _set_aside_in_hand(self) -> None:
+    def _recover(self) -> None:
         """After a defect of ours: nothing of this turn may be lost, and what was booked is found by its id."""
         tickets = [ticket for ticket in self._in_hand if not ticket.answered]
         for ticket in tickets:
             ticket.sent = True
-        self._set_aside(tickets)
+        try:
+            self.link.close()
+            self._set_aside(tickets)
+        except Exception:
+            log.exception("The desk's writer stumbled again while it recovered")
 
     def _turn(self) -> None:
+        self._busy_since = None
         fresh = self._in_hand = self._gather()
+        self._busy_since = time.monotonic()
         if not self.link.open and not self._connect():
             self._set_aside(fresh)
             return
         if time.monotonic() >= self._next_beat:
             self._beat()
         batch, self._backlog = self._backlog[:MAX_BATCH], self._backlog[MAX_BATCH:]
+        self._in_hand = [*batch, *fresh]
+        self._halve_until = time.monotonic() + HALVING_SECONDS
         if self._parked:
             self._retry_parked()
             for ticket in fresh:
@@ -117,7 +138,6 @@ class Writer(threading.Thread):
         else:
             batch += fresh
         if batch:
-            self._in_hand = batch
             self._write(batch)
 
     def _gather(self) -> list[Ticket]:
@@ -126,15 +146,14 @@ class Writer(threading.Thread):
         tickets: list[Ticket] = []
         try:
             ticket = self.queue.get(block=not (self._backlog and self.link.open), timeout=waiting)
-            while len(tickets) < MAX_BATCH:
-                if ticket is not None:
+            while True:
+                if ticket is not None and not ticket.forsaken:
                     tickets.append(ticket)
+                if len(tickets) >= MAX_BATCH:
+                    return tickets
                 ticket = self.queue.get_nowait()
         except Empty:
             return tickets
-        if ticket is not None:
-            tickets.append(ticket)
-        return tickets
 
     def _connect(self) -> bool:
         try:
@@ -161,16 +180,17 @@ class Writer(threading.Thread):
 
     def _set_aside(self, tickets: list[Ticket]) -> None:
         """The database is away: keep settlements, refuse admissions, and undo those that may have been booked."""
-        refused: list[tuple[Ticket, Outcome]] = []
-        for ticket in tickets:
-            if ticket.must_be_kept:
-                self._backlog.append(ticket)
-                continue
-            refused.append((ticket, Unavailable("The service is temporarily unavailable.", retry_after=2)))
-            if ticket.sent and ticket.item["op"] == "a":
-                self._backlog.append(Ticket({**ticket.item, "op": "r"}))
-        if refused:
-            self._answer(refused)
+        self._backlog += [ticket for ticket in tickets if ticket.must_be_kept]
+        refused = [ticket for ticket in tickets if not ticket.must_be_kept]
+        self._refuse(refused, lambda: Unavailable("The service is temporarily unavailable.", retry_after=2))
+
+    def _refuse(self, tickets: list[Ticket], error: Callable[[], GatewayError]) -> None:
+        """Say no to admissions; a hold that an earlier try may have left is released."""
+        self._backlog += [
+            Ticket({**ticket.item, "op": "r"}) for ticket in tickets if ticket.sent and ticket.item["op"] == "a"
+        ]
+        if tickets:
+            self._answer([(ticket, error()) for ticket in tickets])
 
     def _write(self, batch: list[Ticket], *, skip: bool = False, again: bool = False) -> None:
         if not self.link.open:
@@ -185,8 +205,9 @@ class Writer(threading.Thread):
         except RowLocked:
             if not skip:
                 self._write(batch, skip=True, again=again)
-            elif len(batch) == 1:
-                self._parked[batch[0].item["key_id"]].append(batch[0])
+            elif len(batch) == 1 or time.monotonic() > self._halve_until:
+                # Each try waits for the lock: a locked table would hold up the desk, and its heartbeat, for long.
+                self._park(batch)
             else:
                 self._halve(batch, skip=True)
         except BatchRefused as exc:
@@ -196,6 +217,10 @@ class Writer(threading.Thread):
                 self._halve(batch, skip=skip)
         else:
             self._hand_out(batch, rows)
+
+    def _park(self, batch: list[Ticket]) -> None:
+        for ticket in batch:
+            self._parked[ticket.item["key_id"]].append(ticket)
 
     def _halve(self, batch: list[Ticket], *, skip: bool) -> None:
         middle = len(batch) // 2
@@ -214,6 +239,12 @@ class Writer(threading.Thread):
             self._write(batch, again=True)
 
     def _reject(self, ticket: Ticket, exc: BatchRefused) -> None:
+        if ticket.must_be_kept and not exc.for_good:
+            if not ticket.refused:
+                log.critical("The ledger cannot book request %s, and will try again: %s", ticket.request_id, exc)
+            ticket.refused = True
+            self._park([ticket])
+            return
         log.critical("The ledger refuses %s of request %s: %s", ticket.item["op"], ticket.request_id, exc)
         if ticket.item["op"] == "s":
             try:
@@ -222,7 +253,7 @@ class Writer(threading.Thread):
                 self._backlog.append(ticket)  # not even that: keep it, and try all of it again
                 self.link.close()
                 return
-        self._answer([(ticket, InternalError())])
+        self._refuse([ticket], InternalError)
 
     def _hand_out(self, batch: list[Ticket], rows: list[list[Any]]) -> None:
         self.batches += 1
@@ -232,7 +263,7 @@ class Writer(threading.Thread):
         for ticket in batch:
             row = verdicts[ticket.request_id]
             if row[1] == "blocked":
-                self._parked[ticket.item["key_id"]].append(ticket)
+                self._park([ticket])
             else:
                 done.append((ticket, row))
         if done:
@@ -246,10 +277,12 @@ class Writer(threading.Thread):
         self._next_parked = now + PARKED_RETRY_SECONDS
         parked, self._parked = self._parked, defaultdict(list)
         tickets = [ticket for lane in parked.values() for ticket in lane]
-        late = [t for t in tickets if not t.must_be_kept and now - t.given_at > PARKED_PATIENCE_SECONDS]
-        if late:
-            self._answer([(t, Unavailable("The service is temporarily overloaded.", retry_after=1)) for t in late])
-        waiting = [t for t in tickets if t not in late]
-        self._in_hand = [*self._in_hand, *waiting]
+        self._in_hand = [*self._in_hand, *tickets]
+        late: list[Ticket] = []
+        waiting: list[Ticket] = []
+        for ticket in tickets:
+            impatient = not ticket.must_be_kept and now - ticket.given_at > PARKED_PATIENCE_SECONDS
+            (late if impatient else waiting).append(ticket)
+        self._refuse(late, lambda: Unavailable("The service is temporarily overloaded.", retry_after=1))
         for start in range(0, len(waiting), MAX_BATCH):
             self._write(waiting[start : start + MAX_BATCH], skip=True)

@@ -9,7 +9,6 @@ from gateway.ledger import desk
 from gateway.pipeline import ended_requests
 from gateway.upstreams import registry, tokens
 
-
 _feeding: asyncio.Task[None] | None = None
 
 

@@ -25,13 +25,18 @@ from gateway.server.exchange import Exchange
 from gateway.server.refusals import refusal
 
 if TYPE_CHECKING:
-    from gateway.server.daphne import Server
+    from gateway.server.factory import Factory
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle time-out of usual load balancers (60 s), or they meet resets
 RECEIVE_SECONDS = 60  # without a byte, in the middle of a request
 HEAD_SECONDS = 30  # for a whole request line and headers
 STALL_SECONDS = 300  # a reader that takes nothing at all
 LINGER_SECONDS = 10
+
+# Header lines that are remembered: none that carries a secret or decides about the body's length.
+UNCACHED = frozenset({b"Authorization", b"Cookie", b"Proxy-Authorization", b"Content-Length", b"Transfer-Encoding"})
+LONGEST_LINE = 200
+MOST_LINES = 1000
 
 
 class Channel(http.HTTPChannel):
@@ -82,9 +87,26 @@ class Channel(http.HTTPChannel):
             return  # lingering: what the client still sends is read and dropped
         if not self.requests and not self.head_started:
             self.head_started = self.active
-        LineReceiver.dataReceived(self, data)
+        if self.line_mode and not self._buffer and not self._busyReceiving:
+            data = self._take_head(data)
+        if data and not self.refused:
+            LineReceiver.dataReceived(self, data)
 
     # ---- reading a request --------------------------------------------------------------------------------
+
+    def _take_head(self, data: bytes) -> bytes:
+        """Read a whole head at once; returns what follows. LineReceiver would copy all the rest for every line."""
+        head, end, rest = data.partition(b"\r\n\r\n")
+        if not end or len(head) > self.totalHeadersSize:
+            return data
+        self._busyReceiving = True
+        try:
+            for line in head.split(b"\r\n"):
+                self.lineReceived(line)
+            self.lineReceived(b"")
+        finally:
+            self._busyReceiving = False
+        return rest
 
     def lineReceived(self, line: bytes) -> None:
         if not self.refused:
@@ -93,6 +115,27 @@ class Channel(http.HTTPChannel):
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
             super().rawDataReceived(data)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Clients send the same lines again and again: one parsed before is valid, and says the same."""
+        known = self.factory.lines.get(line)
+        if known is None:
+            return self._parse_header(line)
+        name, value = known
+        self.requests[-1].requestHeaders._rawHeaders.setdefault(name, []).append(value)
+        self._receivedHeaderCount += 1
+        return True
+
+    def _parse_header(self, line: bytes) -> bool:
+        if not super().headerReceived(line):
+            return False
+        # The last name added is this line's, unless it was there before.
+        name, values = next(reversed(self.requests[-1].requestHeaders._rawHeaders.items()))
+        first = len(values) == 1 and name.lower() == line.partition(b":")[0].lower()
+        lines = self.factory.lines
+        if first and name not in UNCACHED and len(line) < LONGEST_LINE and len(lines) < MOST_LINES:
+            lines[line] = (name, values[0])
+        return True
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self.refuse(envelope.for_status(431))
@@ -215,37 +258,3 @@ class Channel(http.HTTPChannel):
         self.persistent = False
         if not self.busy:
             self.loseConnection()
-
-
-class Factory(http.HTTPFactory):
-    """Makes channels, knows the open ones, and sweeps them for time-outs."""
-
-    SWEEP_SECONDS = 5
-
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(timeout=None)
-        self.server = server
-        self.loop = loop
-        self.channels: set[Channel] = set()
-
-    def buildProtocol(self, addr: object) -> Channel:
-        return Channel(self)
-
-    def startFactory(self) -> None:
-        self._sweeper = self.loop.call_later(self.SWEEP_SECONDS, self._sweep)
-
-    def stopFactory(self) -> None:
-        pass  # channels outlive the listening socket while the server drains
-
-    def log(self, request: object) -> None:
-        pass  # the request's line is written by whoever answered it
-
-    def forget(self, channel: Channel) -> None:
-        self.channels.discard(channel)
-        self.server.channel_closed()
-
-    def _sweep(self) -> None:
-        now = time.monotonic()
-        for channel in list(self.channels):
-            channel.check_time(now)
-        self._sweeper = self.loop.call_later(self.SWEEP_SECONDS, self._sweep)

@@ -25,8 +25,8 @@ from daphne.ws_protocol import WebSocketFactory  # noqa: E402
 from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
 
 from gateway.server import state  # noqa: E402
-from gateway.server.channel import Factory  # noqa: E402
 from gateway.server.exchange import Exchange  # noqa: E402
+from gateway.server.factory import Factory  # noqa: E402
 
 logger = logging.getLogger("gateway.server")
 

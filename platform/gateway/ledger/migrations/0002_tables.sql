@@ -66,9 +66,10 @@ CREATE FUNCTION ledger_uuid_at(instant timestamptz) RETURNS uuid LANGUAGE sql IM
 $$;
 
 -- Makes the partitions of this month and the next p_months. The application's role owns no table, so this
--- runs as the owner. Each partition gets its own TRUNCATE trigger: the parent's does not cover it.
+-- runs as the owner. Each partition gets its own TRUNCATE trigger: the parent's does not cover it. It wants the
+-- table for itself, and everybody queues behind it while it waits for a long read: so it gives up, until next time.
 CREATE FUNCTION ledger_ensure_partitions(p_months integer) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '1s' AS $$
 DECLARE
     month timestamptz;
     part text;

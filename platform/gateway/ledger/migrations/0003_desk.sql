@@ -129,6 +129,8 @@ BEGIN
     LEFT JOIN tenants_tenant t ON t.id = i.tenant_id
     LEFT JOIN tenants_apikey k ON k.id = i.key_id,
     LATERAL (SELECT CASE
+        -- The first decision stands: the hold is durable, and nobody would release it.
+        WHEN p_retry AND i.op = 'a' AND EXISTS (SELECT FROM ledger_hold h WHERE h.request_id = i.request_id) THEN 'ok'
         WHEN t.version IS DISTINCT FROM i.tenant_version OR k.version IS DISTINCT FROM i.key_version
             OR catalogue IS DISTINCT FROM i.catalogue_version THEN 'stale'
         WHEN k.status <> 'active' OR k.expires_at <= now() THEN 'refused'
@@ -234,6 +236,13 @@ BEGIN
             ON CONFLICT DO NOTHING
             RETURNING request_id, tenant_id, key_id, charge_currency, charge,
                 input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens AS tokens
+        ), queued AS (
+            -- A missing price is not zero, late or not.
+            INSERT INTO ledger_workitem (request_id, kind, tenant_id, created_at)
+            SELECT c.request_id, 'unpriced', c.tenant_id, now() FROM corrected c
+            WHERE EXISTS (SELECT FROM unnest(p_items) i
+                          WHERE i.request_id = c.request_id AND i.op = 's' AND i.charge IS NULL)
+            ON CONFLICT DO NOTHING
         ), resolved AS (
             UPDATE ledger_workitem w SET resolved_at = now() FROM corrected c
             WHERE w.request_id = c.request_id AND w.kind = 'unknown' AND w.resolved_at IS NULL
