@@ -133,6 +133,8 @@ BEGIN
     LEFT JOIN tenants_tenant t ON t.id = i.tenant_id
     LEFT JOIN tenants_apikey k ON k.id = i.key_id,
     LATERAL (SELECT CASE
+        -- The first decision stands: the hold is durable, and nobody would release it.
+        WHEN p_retry AND i.op = 'a' AND EXISTS (SELECT FROM ledger_hold h WHERE h.request_id = i.request_id) THEN 'ok'
         WHEN t.version IS DISTINCT FROM i.tenant_version OR k.version IS DISTINCT FROM i.key_version
             OR catalogue IS DISTINCT FROM i.catalogue_version THEN 'stale'
         WHEN k.status <> 'active' OR k.expires_at <= now() THEN 'refused'

@@ -78,6 +78,13 @@ BEGIN
             RETURNING request_id, tenant_id, key_id, charge_currency, charge,
                 input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens AS tokens,
                 output_tokens + reasoning_tokens AS tokens_out
+        ), queued AS (
+            -- A missing price is not zero, late or not.
+            INSERT INTO ledger_workitem (request_id, kind, tenant_id, created_at)
+            SELECT c.request_id, 'unpriced', c.tenant_id, now() FROM corrected c
+            WHERE EXISTS (SELECT FROM unnest(p_items) i
+                          WHERE i.request_id = c.request_id AND i.op = 's' AND i.charge IS NULL)
+            ON CONFLICT DO NOTHING
         ), resolved AS (
             UPDATE ledger_workitem w SET resolved_at = now() FROM corrected c
             WHERE w.request_id = c.request_id AND w.kind = 'unknown' AND w.resolved_at IS NULL
