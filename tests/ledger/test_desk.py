@@ -433,7 +433,7 @@ async def test_a_database_that_does_not_answer_is_a_503_at_once(
     with pytest.raises(Unavailable):
         await desk.admit(await db(order))
     stopped.set()
-    assert await waiting == "ok"
+    assert (await waiting)[0] == "ok"
 
 
 async def test_a_full_queue_is_a_503_and_not_memory(
