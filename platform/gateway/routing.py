@@ -110,6 +110,7 @@ def choose_route(
         output_tokens=need.output_expected,
         charge_rates=charge_rates,
         cost_rates=facts.cost_rates(target.provider_id, now),
+        lowered=lowered,
     )
     if watching:
         try:

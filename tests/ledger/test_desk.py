@@ -337,7 +337,7 @@ async def test_an_admission_whose_commit_was_lost_keeps_its_first_decision(
 
     mine = await db(order)
     monkeypatch.setattr(desk.writer.link, "call", cut_after_commit)
-    assert await desk.admit(mine) == "ok"
+    assert (await desk.admit(mine))[0] == "ok"
     assert mine.started_at is not None
     await desk.settle(mine, WHOLE)
     assert await db(Hold.objects.count) == 0
@@ -387,7 +387,7 @@ async def test_the_session_that_was_given_up_can_book_nothing_more(desk: Desk, o
     os.close(socket)
     await db(link.close)
     await db(other.close)
-    assert await desk.admit(await db(order)) == "ok"  # and its owner connects again
+    assert (await desk.admit(await db(order)))[0] == "ok"  # and its owner connects again
 
 
 async def test_what_a_deploy_left_out_is_no_dead_letter(desk: Desk, order: MakeOrder) -> None:

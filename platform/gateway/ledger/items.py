@@ -35,6 +35,7 @@ class Order:
     started_at: str | None = None  # the database's clock at admission, as it told us
     local_date: str | None = None
     claims: list[Item] = field(default_factory=list)  # what it asks of which limit (limits.claims)
+    lowered: int | None = None  # the cap that a limit of `on_shortage: fit` has left
     admitted_state: list[list[int]] | None = None  # minute windows after admission, for headers
     _facts: Item = field(default_factory=dict)
 
@@ -66,6 +67,8 @@ class Order:
             "output_tokens": self.output_tokens,
             "amount": hold(charge, self.input_tokens, self.output_tokens) if charge else 0,
         }
+        if self.lowered is not None:
+            item["lowered"] = self.lowered
         fresh = [rates.price_id for rates in (charge, cost) if rates is not None and not rates.used]
         if fresh:
             item["first_use"] = fresh

@@ -211,3 +211,7 @@ class LimitCounter(models.Model):
 
     def __str__(self) -> str:
         return f"rule {self.rule_id} from {self.window_start}"
+
+
+# Django finds an app's models here.
+from gateway.limits.refusals_log import Refusal as Refusal  # noqa: E402

@@ -3,7 +3,15 @@
 -- reaches this file are claims: which row, how much is asked of it, how much it may hold.
 
 ALTER TYPE ledger_item ADD ATTRIBUTE limits jsonb;
+-- keep: if this is refused, keep the refusal; it stands for so many (a flood's are not all kept; limits.refusals_log).
+-- lowered: the completion's cap that a limit has left, when a refused request asks again (on_shortage: fit).
+ALTER TYPE ledger_item ADD ATTRIBUTE keep integer, ADD ATTRIBUTE lowered integer;
 ALTER TABLE ledger_hold ADD COLUMN limits jsonb NOT NULL DEFAULT '[]';
+
+-- What a request was decided on, one row per limit (ledger_decisions in 0006), for explanations; from the hold it
+-- goes into the record. Compact, since every record carries it.
+ALTER TABLE ledger_hold ADD COLUMN decided numeric[] NOT NULL DEFAULT '{}';
+ALTER TABLE ledger_usagerecord ADD COLUMN decided numeric[] NOT NULL DEFAULT '{}';
 
 -- kind: c = calendar window or total (used + held), m = sliding minute (61 one-second slots), f = in flight (held).
 -- measure: q requests, i input tokens, o output tokens, b both, s charge, f requests in flight.

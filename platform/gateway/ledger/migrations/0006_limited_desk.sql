@@ -21,50 +21,102 @@ CREATE FUNCTION ledger_take(p_items ledger_item[], p_instant timestamptz) RETURN
     HAVING count(*) > 0
 $$;
 
+-- What each of these admissions is decided on, as if they came one after the other. A row of `decided` is
+-- [rule, owner, kind, measure, enforce, starts, ends, amount, ask, used, held]: kind and measure as ascii codes,
+-- instants as epoch seconds, -1 for no end (ledger/decisions.py reads it).
+CREATE TYPE ledger_decision AS (request_id uuid, decided numeric[], fits boolean);
+
+CREATE FUNCTION ledger_decisions(p_items ledger_item[], p_instant timestamptz) RETURNS SETOF ledger_decision
+LANGUAGE sql STABLE AS $$
+    SELECT w.request_id, array_agg(ARRAY[(w.claim).rule, (w.claim).owner, ascii((w.claim).kind),
+            ascii((w.claim).measure), (w.claim).enforce::integer, extract(epoch FROM (w.claim).starts),
+            COALESCE(extract(epoch FROM (w.claim).ends), -1), (w.claim).amount, (w.claim).ask,
+            CASE WHEN (w.claim).kind = 'm' THEN w.taken ELSE w.used END,
+            CASE WHEN (w.claim).kind = 'm' THEN 0 ELSE w.held END + w.earlier] ORDER BY (w.claim).rule),
+        bool_and(NOT (w.claim).enforce OR w.taken + w.earlier + (w.claim).ask <= (w.claim).amount)
+    FROM (SELECT s.request_id, s.claim, s.used, s.held, s.taken, sum((s.claim).ask) OVER (
+              PARTITION BY s.counter ORDER BY s.request_id ROWS UNBOUNDED PRECEDING) - (s.claim).ask AS earlier
+          FROM ledger_states(p_items, p_instant) s) w
+    GROUP BY w.request_id
+$$;
+
 -- Which of these admissions do not fit, decided in their order; the others are counted. Rows are locked. A batch in
 -- which nothing runs short is taken as a whole; else those that touch a short row are decided one by one.
 -- An answer: [request_id, "limited", null, null, [{claim and state}, …]].
-CREATE FUNCTION ledger_judge(p_items ledger_item[], OUT refused uuid[], OUT answers json[]) LANGUAGE plpgsql AS $$
+CREATE FUNCTION ledger_judge(
+    p_items ledger_item[], OUT refused uuid[], OUT answers json[], OUT decisions ledger_decision[]
+) LANGUAGE plpgsql AS $$
 DECLARE
     instant timestamptz := clock_timestamp();
+    all_fit boolean;
     short bigint[];
     hard uuid[];
     easy ledger_item[];
     item ledger_item;
-    fits boolean;
+    decision ledger_decision;
+    refusals ledger_decision[] := '{}';
     detail json;
 BEGIN
     refused := '{}';
     answers := '{}';
-    SELECT array_agg(t.counter) INTO short FROM (
-        SELECT s.counter FROM ledger_states(p_items, instant) s WHERE (s.claim).enforce
-        GROUP BY s.counter HAVING max(s.taken) + sum((s.claim).ask) > min((s.claim).amount)) t;
-    IF short IS NULL THEN
+    SELECT array_agg(d), bool_and(d.fits) INTO decisions, all_fit FROM ledger_decisions(p_items, instant) d;
+    IF COALESCE(all_fit, true) THEN
         PERFORM ledger_take(p_items, instant);
         RETURN;
     END IF;
+    SELECT array_agg(t.counter) INTO short FROM (
+        SELECT s.counter FROM ledger_states(p_items, instant) s WHERE (s.claim).enforce
+        GROUP BY s.counter HAVING max(s.taken) + sum((s.claim).ask) > min((s.claim).amount)) t;
     SELECT array_agg(DISTINCT s.request_id) INTO hard FROM ledger_states(p_items, instant) s
     WHERE (s.claim).enforce AND s.counter = ANY (short);
     SELECT array_agg(i) INTO easy FROM unnest(p_items) i WHERE i.request_id <> ALL (hard);
+    SELECT array_agg(d) INTO decisions FROM ledger_decisions(easy, instant) d;
     PERFORM ledger_take(easy, instant);
     FOREACH item IN ARRAY p_items LOOP
         CONTINUE WHEN item.request_id <> ALL (hard);
-        SELECT bool_and(NOT (s.claim).enforce OR s.taken + (s.claim).ask <= (s.claim).amount),
-            json_agg(json_build_object('rule', (s.claim).rule, 'kind', (s.claim).kind, 'measure', (s.claim).measure,
+        SELECT * INTO decision FROM ledger_decisions(ARRAY[item], instant);
+        IF decision.fits THEN
+            decisions := decisions || decision;
+            PERFORM ledger_take(ARRAY[item], instant);
+            CONTINUE;
+        END IF;
+        SELECT json_agg(json_build_object('rule', (s.claim).rule, 'kind', (s.claim).kind, 'measure', (s.claim).measure,
                 'amount', (s.claim).amount, 'ask', (s.claim).ask, 'enforce', (s.claim).enforce,
                 'starts', (s.claim).starts, 'ends', (s.claim).ends, 'used', s.used, 'held', s.held, 'taken', s.taken,
                 'fits', s.taken + (s.claim).ask <= (s.claim).amount,
                 'wait_ms', CASE WHEN (s.claim).kind = 'm' AND s.taken + (s.claim).ask > (s.claim).amount
                     THEN ledger_slots_wait(s.slots, s.slot_at, s.taken + (s.claim).ask - (s.claim).amount, instant) END))
-        INTO fits, detail FROM ledger_states(ARRAY[item], instant) s;
-        IF fits THEN
-            PERFORM ledger_take(ARRAY[item], instant);
-        ELSE
-            refused := refused || item.request_id;
-            answers := answers || json_build_array(item.request_id, 'limited', instant, NULL, detail);
-        END IF;
+        INTO detail FROM ledger_states(ARRAY[item], instant) s;
+        refused := refused || item.request_id;
+        refusals := refusals || decision;
+        answers := answers || json_build_array(item.request_id, 'limited', instant, NULL, detail);
     END LOOP;
+    PERFORM ledger_keep_refusals(p_items, refusals, instant);
 END $$;
+
+-- Keeps refusals, so that they can be explained: of one key at most three a batch, of which the first stands for
+-- the rest. A request that was refused, lowered and refused again has one row, its last.
+CREATE FUNCTION ledger_keep_refusals(p_items ledger_item[], p_refusals ledger_decision[], p_instant timestamptz)
+RETURNS void LANGUAGE sql AS $$
+    INSERT INTO limits_refusal (request_id, tenant_id, key_id, model, rule_id, at, input_tokens, output_tokens,
+        decided, stands_for)
+    SELECT r.request_id, r.tenant_id, r.key_id, r.model, tightest.rule, p_instant, r.input_tokens, r.output_tokens,
+        r.decided, r.keep + CASE WHEN r.n = 1 THEN greatest(r.total - 3, 0) ELSE 0 END
+    FROM (SELECT i.request_id, i.tenant_id, i.key_id, i.model, i.input_tokens, i.output_tokens, i.keep, d.decided,
+              row_number() OVER (PARTITION BY i.key_id ORDER BY i.request_id) AS n,
+              count(*) OVER (PARTITION BY i.key_id) AS total
+          FROM unnest(p_items) i JOIN unnest(p_refusals) d ON d.request_id = i.request_id
+          WHERE i.keep IS NOT NULL) r,
+        LATERAL (
+            SELECT r.decided[n][1] AS rule FROM generate_series(1, array_length(r.decided, 1)) AS n
+            WHERE r.decided[n][5] = 1 AND r.decided[n][10] + r.decided[n][11] + r.decided[n][9] > r.decided[n][8]
+            -- money first, then what can never fit, then what takes longest to end
+            ORDER BY r.decided[n][4] = ascii('s') DESC, r.decided[n][9] > r.decided[n][8] DESC,
+                r.decided[n][7] DESC, r.decided[n][1] LIMIT 1) tightest
+    WHERE r.n <= 3
+    ON CONFLICT (request_id) DO UPDATE SET rule_id = EXCLUDED.rule_id, at = EXCLUDED.at,
+        output_tokens = EXCLUDED.output_tokens, decided = EXCLUDED.decided
+$$;
 
 -- What a request that has ended takes from its windows: the hold goes, the real use comes.
 CREATE FUNCTION ledger_measure(p_measure text, p_tokens_in bigint, p_tokens_out bigint, p_charge bigint)
@@ -85,6 +137,7 @@ DECLARE
     refused json[] := '{}';
     limited uuid[] := '{}';
     limit_answers json[] := '{}';
+    decisions ledger_decision[];
     swept uuid[] := '{}';
     catalogue bigint;
     deltas ledger_delta[];
@@ -159,7 +212,7 @@ BEGIN
     IF claims IS NOT NULL THEN
         PERFORM ledger_lock_limits(claims);
         IF EXISTS (SELECT FROM unnest(admits) i WHERE i.limits IS NOT NULL) THEN
-            SELECT * INTO limited, limit_answers FROM ledger_judge(admits);
+            SELECT * INTO limited, limit_answers, decisions FROM ledger_judge(admits);
             IF limited <> '{}' THEN
                 SELECT array_agg(i) INTO admits FROM unnest(admits) i WHERE i.request_id <> ALL (limited);
                 SELECT array_agg(i) INTO checked FROM unnest(checked) i WHERE i.request_id <> ALL (limited);
@@ -170,17 +223,23 @@ BEGIN
     WITH held AS (
         INSERT INTO ledger_hold (request_id, process_id, tenant_id, key_id, model, started_at, local_date,
             charge_currency, cost_currency, catalogue_model_id, deployment_id, provider_id, endpoint, stream,
-            input_tokens, output_tokens, amount, charge_price_id, cost_price_id, limits)
+            input_tokens, output_tokens, amount, charge_price_id, cost_price_id, limits, decided)
         SELECT i.request_id, p_process, i.tenant_id, i.key_id, i.model, now(), (now() AT TIME ZONE i.timezone)::date,
             i.charge_currency, i.cost_currency, i.catalogue_model_id, i.deployment_id, i.provider_id, i.endpoint,
             i.stream, i.input_tokens, i.output_tokens, i.amount, i.charge_price_id, i.cost_price_id,
-            COALESCE(i.limits, '[]')
-        FROM unnest(admits) i
+            COALESCE(i.limits, '[]'), COALESCE(d.decided, '{}')
+        FROM unnest(admits) i LEFT JOIN unnest(decisions) d ON d.request_id = i.request_id
         ON CONFLICT (request_id) DO NOTHING
         RETURNING tenant_id, key_id, charge_currency, amount
     )
     SELECT array_agg(ROW(tenant_id, key_id, charge_currency, 0, 0, 0, 1, amount)::ledger_delta)
     INTO deltas FROM held;
+
+    -- Refused at first, lowered by a limit of on_shortage: fit, and admitted now.
+    IF EXISTS (SELECT FROM unnest(admits) i WHERE i.lowered IS NOT NULL) THEN
+        UPDATE limits_refusal r SET lowered_to = i.lowered FROM unnest(admits) i
+        WHERE i.lowered IS NOT NULL AND r.request_id = i.request_id;
+    END IF;
 
     -- Settlements and releases take their holds; whoever deletes the hold books the request.
     IF EXISTS (SELECT FROM unnest(items) i WHERE i.op IN ('s', 'r')) THEN

@@ -8,33 +8,36 @@ DECLARE
     late ledger_delta[];
     settled ledger_delta[];
     held_limits jsonb;
+    held_decided ledger_decision[];
     changes ledger_change[];
     more ledger_change[];
 BEGIN
     WITH gone AS (
         DELETE FROM ledger_hold h USING unnest(p_items) i
         WHERE h.request_id = i.request_id AND i.op IN ('s', 'r')
-        RETURNING h.request_id, h.tenant_id, h.key_id, h.charge_currency, h.amount, h.limits, h.started_at
+        RETURNING h.request_id, h.tenant_id, h.key_id, h.charge_currency, h.amount, h.limits, h.started_at, h.decided
     )
     SELECT array_agg(ROW(tenant_id, key_id, charge_currency, 0, 0, 0, -1, -amount)::ledger_delta),
         jsonb_object_agg(request_id, limits),
+        array_agg(ROW(request_id, decided, true)::ledger_decision) FILTER (WHERE decided <> '{}'),
         (SELECT array_agg(ROW((c).rule, (c).owner, (c).starts, (c).kind, -(c).ask, 0,
                 floor(extract(epoch FROM g.started_at))::bigint)::ledger_change)
          FROM gone g, LATERAL jsonb_populate_recordset(NULL::ledger_claim, g.limits) c)
-    INTO deltas, held_limits, changes FROM gone;
+    INTO deltas, held_limits, held_decided, changes FROM gone;
 
     WITH booked AS (
         INSERT INTO ledger_usagerecord (request_id, tenant_id, key_id, model, started_at, local_date,
             charge_currency, cost_currency, process_id, catalogue_model_id, deployment_id, provider_id, endpoint,
             stream, status, estimated, http_status, error_code, ended_at, first_byte_ms,
             input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-            charge, cost, charge_price_id, cost_price_id, lines, client_request_id, end_user)
+            charge, cost, charge_price_id, cost_price_id, lines, client_request_id, end_user, decided)
         SELECT i.request_id, i.tenant_id, i.key_id, i.model, i.started_at, i.local_date,
             i.charge_currency, i.cost_currency, p_process, i.catalogue_model_id, i.deployment_id, i.provider_id,
             i.endpoint, i.stream, i.status, i.estimated, i.http_status, i.error_code, now(), i.first_byte_ms,
             i.input_tokens, i.cached_input_tokens, i.cache_write_tokens, i.output_tokens, i.reasoning_tokens,
-            i.charge, i.cost, i.charge_price_id, i.cost_price_id, i.lines, i.client_request_id, i.end_user
-        FROM unnest(p_items) i WHERE i.op = 's'
+            i.charge, i.cost, i.charge_price_id, i.cost_price_id, i.lines, i.client_request_id, i.end_user,
+            COALESCE(d.decided, '{}')
+        FROM unnest(p_items) i LEFT JOIN unnest(held_decided) d ON d.request_id = i.request_id WHERE i.op = 's'
         ON CONFLICT (request_id) DO NOTHING
         RETURNING request_id, tenant_id, key_id, charge_currency, charge, started_at,
             input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens AS tokens,
@@ -136,11 +139,11 @@ BEGIN
             charge_currency, cost_currency, process_id, catalogue_model_id, deployment_id, provider_id, endpoint,
             stream, status, estimated, http_status, error_code, ended_at,
             input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-            charge, cost, charge_price_id, cost_price_id, lines, client_request_id, end_user)
+            charge, cost, charge_price_id, cost_price_id, lines, client_request_id, end_user, decided)
         SELECT request_id, tenant_id, key_id, model, started_at, local_date, charge_currency, cost_currency,
             process_id, catalogue_model_id, deployment_id, provider_id, endpoint, stream, 'unknown', true, 0,
             'process_died', now(), input_tokens, 0, 0, output_tokens, 0, 0, 0, charge_price_id, cost_price_id,
-            '[]', '', ''
+            '[]', '', '', decided
         FROM gone ON CONFLICT (request_id) DO NOTHING
         RETURNING request_id, tenant_id, input_tokens + output_tokens AS tokens
     ), queued AS (
