@@ -84,7 +84,7 @@ def choose_route(
         catalogue_model_id=facts.id,
         deployment_id=target.deployment_id,
         provider_id=target.provider_id,
-        input_tokens=tokens.estimate_request(request),
+        input_tokens=tokens.guess_request(request),
         output_tokens=cap * (body.get("n") or 1),
         charge_rates=charge_rates,
         cost_rates=facts.cost_rates(target.provider_id, now),
