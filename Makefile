@@ -6,7 +6,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 LOCKS := requirements.lock requirements-embedded.lock requirements-model.lock
 # The environment is made anew when a lock, the interpreter or the folder changes.
-STAMP := $(VENV)/.installed-$(shell { cat $(LOCKS) pyproject.toml; echo "$(CURDIR) $(PYTHON)"; } | cksum | tr ' ' -)
+STAMP := $(VENV)/.installed-$(shell { cat $(LOCKS); echo "$(CURDIR) $(PYTHON)"; } | cksum | tr ' ' -)
 # OpenAI's own Node package, for the tests of clients; where there is no npm they are skipped.
 CLIENTS := tests/clients/node_modules/.installed-$(shell cat tests/clients/package-lock.json | cksum | tr ' ' -)
 
