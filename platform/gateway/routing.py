@@ -154,7 +154,7 @@ def _need(request: dict[str, Any], rules: Sequence[Rule], key_id: int, model_id:
     """Expected and worst use. The worst case is worked out only where a hard limit asks for it."""
     hard = any(rule.hold == "hard" for rule in rules)
     return Need(
-        input_expected=tokens.estimate_request(request),
+        input_expected=tokens.guess_request(request),
         output_expected=expectations.expect(key_id, model_id, cap) * choices,
         input_worst=_most_input(request) if hard else None,
         output_worst=cap * choices if hard and cap else None,

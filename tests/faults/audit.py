@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from tests.faults.fleet import Process
 from tests.faults.load import FIRST_CAP, Sent
 from tests.faults.wire import Goodbye
 from tests.house import House, Row
@@ -15,6 +16,8 @@ from tests.upstream import Served
 
 CLASSES = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 INPUT_PRICE, OUTPUT_PRICE = 1000, 2000  # nano-dollars a token (load.PRICE)
+SOON_SECONDS = 4.0
+Span = tuple[float, float]
 STATUSES = {200, 429, 502, 503, 504}  # with these faults no client may see anything else
 
 
@@ -26,6 +29,7 @@ class Case:
     served: list[Served] = field(default_factory=list)
     records: list[Row] = field(default_factory=list)
     adjustments: list[Row] = field(default_factory=list)
+    left_behind: str = ""  # why its process should have settled it
 
     def describe(self) -> str:
         sent = self.sent
@@ -96,14 +100,14 @@ class Audit:
             "adjustments": dict(kinds),
         }
 
-    def of_process(self) -> dict[int, Counter[str]]:
-        """{pid: statuses of its records}"""
+    def look_at_processes(self, processes: Iterable[Process], silences: Sequence[Span]) -> None:
+        """Whose process died under it? Only those may be unknown."""
+        by_pid = {process.pid: process for process in processes}
         pids = {row["id"]: row["pid"] for row in self.house.query("SELECT id, pid FROM ledger_process")}
-        found: dict[int, Counter[str]] = defaultdict(Counter)
         for case in self.cases.values():
-            for row in case.records:
-                found[pids[row["process_id"]]][row["status"]] += 1
-        return found
+            if case.status == "unknown" and not case.adjustments:
+                process = by_pid[pids[case.records[0]["process_id"]]]
+                case.left_behind = _left_behind(case.sent, process, [*silences, *process.silences])
 
 
 def _marker(row: Row) -> str:
@@ -120,6 +124,8 @@ def _faults(case: Case) -> Iterator[str]:
         yield "the provider saw it, and it is not in the ledger"
     if len(case.adjustments) > 1 or (case.adjustments and case.status != "unknown"):
         yield "adjusted for no reason"
+    if case.left_behind:
+        yield case.left_behind
     yield from _faults_of_reply(case)
     if case.records:
         yield from _faults_of_record(case)
@@ -170,3 +176,14 @@ def _faults_of_record(case: Case) -> Iterator[str]:
         delivered = b'"content":"w' in case.sent.reply.body
         if not record["input_tokens"] or (delivered and not record["output_tokens"]):
             yield "interrupted, and what was delivered is not there"
+
+
+def _left_behind(sent: Sent, process: Process, silences: Sequence[Span]) -> str:
+    """A request that ended for its client while its process lived on is settled soon, if anything can be written."""
+    if process.end != "killed":
+        return f"unknown, though server {process.number} was {process.end} in peace"
+    silent = sum(max(0.0, min(end, process.ended_at) - max(start, sent.ended_at)) for start, end in silences)
+    seconds = process.ended_at - sent.ended_at - silent
+    if seconds > SOON_SECONDS:
+        return f"unknown, though it had ended {seconds:.1f} s before server {process.number} was killed"
+    return ""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ from gateway.embedded import children, layout
 from gateway.embedded.postgres import Postgres
 
 STOP_SECONDS = 60
+RECOVERY_SECONDS = 3.0
 DESKS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'counterfoil desk' ORDER BY random()"
 
 
@@ -23,7 +25,7 @@ class Cluster:
     def __init__(self, home: Path) -> None:
         shutil.rmtree(home, ignore_errors=True)
         (home / "logs").mkdir(parents=True, mode=0o700)
-        identity = children.Identity()
+        identity = children.Identity(home / "postgres")
         if identity.kind == "nobody":
             home.chmod(0o711)
             home.parent.chmod(0o711)
@@ -31,6 +33,8 @@ class Cluster:
         self.postgres = Postgres(home, identity)
         identity.own(self.postgres.sockets)
         self.starts = 0
+        self.silences: list[tuple[float, float]] = []  # time.monotonic(): when nothing could be written
+        self._silent_since: float | None = None
 
     @property
     def sockets(self) -> Path:
@@ -39,15 +43,18 @@ class Cluster:
     def start(self) -> None:
         self.postgres.start()
         self.starts += 1
+        self._speak()
 
     def stop(self, number: int = signal.SIGINT) -> None:
         """SIGINT: fast, sessions are ended. SIGQUIT: at once, as after a power cut; the next start recovers."""
         assert self.postgres.process is not None
+        self._silent_since = time.monotonic()
         self.postgres.process.send_signal(number)
         self.postgres.process.wait(STOP_SECONDS)
 
     def freeze(self) -> None:
         """Nothing answers and nothing is refused: a disk or a network that hangs."""
+        self._silent_since = time.monotonic()
         for pid in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -56,6 +63,7 @@ class Cluster:
         for pid in reversed(self._processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        self._speak()
 
     def kill_a_desks_session(self) -> None:
         """kill -9 of one backend: PostgreSQL ends all sessions and recovers, as after any crash of its own."""
@@ -64,6 +72,12 @@ class Cluster:
         if found is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found[0], signal.SIGKILL)
+                self.silences.append((time.monotonic(), time.monotonic() + RECOVERY_SECONDS))
+
+    def _speak(self) -> None:
+        if self._silent_since is not None:
+            self.silences.append((self._silent_since, time.monotonic()))
+            self._silent_since = None
 
     def close(self) -> None:
         self.thaw()

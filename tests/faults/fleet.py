@@ -28,6 +28,8 @@ class Process:
         self.number, self.log, self.popen = number, log, popen
         self.pid = popen.pid
         self.end = ""  # killed | stopped
+        self.ended_at = 0.0  # time.monotonic(), as the times below
+        self.silences: list[tuple[float, float]] = []  # while it was frozen
 
     @property
     def listening(self) -> bool:
@@ -48,17 +50,22 @@ class Process:
     def kill(self) -> None:
         assert self.popen.poll() is None, f"server {self.number} ended by itself:\n{self.log.read_text()[-4000:]}"
         self.end = "killed"
+        self.ended_at = time.monotonic()
         self.popen.kill()
         self.popen.wait()
 
-    def signal(self, number: int) -> None:
-        self.popen.send_signal(number)
+    def freeze(self) -> None:
+        self.popen.send_signal(signal.SIGSTOP)
+        self._frozen_at = time.monotonic()
+
+    def thaw(self) -> None:
+        self.popen.send_signal(signal.SIGCONT)
+        self.silences.append((self._frozen_at, time.monotonic()))
 
     def stop(self) -> int:
         """Drain; its exit status."""
         self.end = "stopped"
         if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
             self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(STOP_SECONDS)
 

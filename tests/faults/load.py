@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class Sent:
     include_usage: bool
     goodbye: Goodbye
     reply: Reply = field(default_factory=Reply)
+    ended_at: float = 0.0  # time.monotonic(): the client was through with it
 
     @property
     def marker(self) -> str:
@@ -131,6 +133,7 @@ class Load:
                 "x-client-request-id": sent.marker,
             }
             sent.reply = await wire.post(sent.body, headers, sent.goodbye)
+            sent.ended_at = time.monotonic()
             await asyncio.sleep(self._random.uniform(0, 2 * self.pause) if sent.reply.status == 200 else 0.1)
         wire.hang_up()
 

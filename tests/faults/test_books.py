@@ -77,7 +77,7 @@ class Trouble:
     def freeze_server(self, process: Process) -> None:
         """For longer than two leases: it is taken for dead, and comes back with settlements."""
         self.counts["servers frozen"] += 1
-        process.signal(signal.SIGSTOP)
+        process.freeze()
         self.frozen, self._thaw_at = process, time.monotonic() + 3 * LEASE_SECONDS + 2
 
     def thaw_server(self, *, wait: bool = False) -> None:
@@ -86,7 +86,7 @@ class Trouble:
         if wait:
             time.sleep(max(0.0, self._thaw_at - time.monotonic()))
         if time.monotonic() >= self._thaw_at:
-            self.frozen.signal(signal.SIGCONT)
+            self.frozen.thaw()
             self.frozen = None
 
 
@@ -168,6 +168,7 @@ def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys
         finish(ground, fleet, trouble, load)
     verified = ground.house.command("manage.py", "verify_ledger")
     audit = Audit(ground.house, load.sent, ground.upstream.served, since)
+    audit.look_at_processes(fleet.processes, ground.cluster.silences)
     counts: dict[str, Any] = {
         "servers started": len(fleet.processes),
         "servers killed": kills,

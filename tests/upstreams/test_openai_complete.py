@@ -209,7 +209,7 @@ async def test_llama_cpps_usage_of_several_choices_is_estimated(
 async def test_an_endless_body_is_cut_off(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.upstreams.client.LARGEST_ANSWER", 10_000)
+    monkeypatch.setattr("gateway.upstreams.response.LARGEST_ANSWER", 10_000)
     upstream.queue(scripts.Raw((b" " * 5_000,) * 1_000, headers={"content-type": "application/json"}))
     with pytest.raises(UpstreamError):
         await adapter.complete(target(), REQUEST, FACE)

@@ -249,7 +249,7 @@ async def test_a_provider_that_closes_after_a_stream_does_not_fail_the_next_requ
 async def test_a_body_that_goes_on_after_done_is_not_waited_for(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.upstreams.client.DRAIN_S", 0.05)
+    monkeypatch.setattr("gateway.upstreams.response.DRAIN_S", 0.05)
     event = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     upstream.queue(scripts.Raw((event,), headers={"content-type": "text/event-stream"}, hang=True))
     stream = await adapter.open_stream(target(), STREAM, FACE)

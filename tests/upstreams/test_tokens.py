@@ -66,3 +66,17 @@ def test_it_estimates_a_request() -> None:
 )
 def test_it_never_raises(request: dict[str, Any]) -> None:
     assert tokens.estimate_request(request) >= tokens.PER_REPLY
+    assert tokens.guess_request(request) >= tokens.PER_REPLY
+
+
+def test_a_guess_reads_lengths_only_and_is_near() -> None:
+    request = {
+        "messages": [
+            {"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 50},
+            {"role": "user", "content": [{"type": "text", "text": "日本語" * 20}, {"type": "image_url"}]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}],
+    }
+    exact, guess = tokens.estimate_request(request), tokens.guess_request(request)
+    assert exact / 2 < guess < exact * 2
+    assert tokens.guess_request({"messages": "nonsense", "tools": 1}) > 0

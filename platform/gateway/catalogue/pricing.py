@@ -30,9 +30,6 @@ class Rates:
     request: int
     used: bool = False
 
-    def of(self, name: str) -> int:
-        return int(getattr(self, name))
-
 
 Line = tuple[str, int, int, int]  # class, units, price, amount
 
@@ -47,10 +44,16 @@ def amount(units: int, price: int) -> int:
 
 def rate(rates: Rates, units: dict[str, int]) -> tuple[int, list[Line]]:
     """The amount of one record on one side, and its class lines (classes with no units are left out)."""
-    lines = [(n, units[n], rates.of(n), amount(units[n], rates.of(n))) for n in CLASSES if units.get(n)]
-    if rates.request and units.get("request"):
-        lines.append(("request", units["request"], rates.request, amount(units["request"], rates.request)))
-    return sum(line[3] for line in lines), lines
+    lines: list[Line] = []
+    total = 0
+    for name in (*CLASSES, "request") if rates.request else CLASSES:
+        count = units.get(name)
+        if count:
+            price: int = getattr(rates, name)
+            charged = amount(count, price)
+            total += charged
+            lines.append((name, count, price, charged))
+    return total, lines
 
 
 def hold(rates: Rates, input_tokens: int, output_tokens: int) -> int:

@@ -81,8 +81,8 @@ def not_ready(url: str) -> str:
             return ""
     except urllib.error.HTTPError as error:
         return error.read().decode(errors="replace")[:300] or str(error)
-    except OSError as error:
-        return str(error)
+    except OSError:
+        return "no answer yet"
 
 
 def complete_chat(url: str, key: str, model: str) -> None:

@@ -30,6 +30,10 @@ class Desk:
         self.writer = writer or Writer(self._deliver)
         self._waiting = 0
         self._refusals = Sampler()
+        self._ringing: asyncio.AbstractEventLoop | None = None  # it will ring for all that was given in this turn
+        # First used by us: the snapshot does not know it until the catalogue is read again, and each batch that
+        # marks a price costs PostgreSQL two more statements.
+        self._used_prices: set[int] = set()
         self.writer.start()
 
     @property
@@ -42,12 +46,17 @@ class Desk:
         With it: the database's clock (window), or the states of all claims (limited).
         """
         item, key_id = order.admission(), order.caller.key_id
+        fresh = item.get("first_use")
+        if fresh is not None and self._used_prices.issuperset(fresh):
+            del item["first_use"]
         if order.claims:
             item["keep"] = self._refusals.weight(key_id)
         row = await self._decide(item)
         if row[1] == "ok":
             if row[2] is None:  # sent twice, and swept in between: too late to begin
                 raise Unavailable("The service is temporarily unavailable.", retry_after=1)
+            if fresh is not None:
+                self._used_prices.update(fresh)
             order.started_at, order.local_date, order.admitted_state = row[2], row[3], row[4]
             return "ok", None
         if row[1] == "limited":
@@ -66,9 +75,10 @@ class Desk:
     def book(self, order: Order, ending: Ending) -> None:
         """As `settle`, for who cannot wait. Needs no event loop: the garbage collector calls from any thread."""
         self.writer.queue.put(Ticket(order.settlement(ending)))
+        self.writer.queue.ring()
 
     async def _decide(self, item: Item) -> list[Any]:
-        if max(self._waiting, self.writer.queue.qsize()) >= MAX_WAITING:
+        if max(self._waiting, len(self.writer.queue)) >= MAX_WAITING:
             raise Unavailable("The service is temporarily overloaded. Please try again.", retry_after=1)
         if not self.alive:
             raise Unavailable("The service is temporarily unavailable.", retry_after=2)
@@ -94,7 +104,14 @@ class Desk:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self.writer.queue.put(Ticket(item, loop, future))
+        if self._ringing is not loop:
+            self._ringing = loop
+            loop.call_soon(self._ring)
         return future
+
+    def _ring(self) -> None:
+        self._ringing = None
+        self.writer.queue.ring()
 
     def _deliver(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
         """In the writer's thread: one wake-up of each event loop for the whole batch."""
@@ -128,6 +145,7 @@ class Desk:
     def _undo(self, item: Item) -> None:
         if item["op"] == "a":
             self.writer.queue.put(Ticket({**item, "op": "r"}))
+            self.writer.queue.ring()
 
     def stop(self, seconds: float = STOP_SECONDS) -> int:
         """Write what is left; returns how many items could not be written (their holds stay for the sweeper)."""

@@ -41,8 +41,9 @@ class Order:
 
     def admission(self) -> Item:
         caller, charge, cost = self.caller, self.charge_rates, self.cost_rates
+        item = check(caller, self.catalogue_version, self.request_id)
         self._facts = {
-            "request_id": self.request_id,
+            "request_id": item["request_id"],
             "tenant_id": caller.tenant_id,
             "key_id": caller.key_id,
             "charge_currency": caller.currency,
@@ -58,15 +59,12 @@ class Order:
         }
         if self.claims:
             self._facts["limits"] = self.claims
-        item = {
-            **check(caller, self.catalogue_version, self.request_id),
-            **self._facts,
-            "op": "a",
-            "timezone": caller.timezone,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "amount": hold(charge, self.input_tokens, self.output_tokens) if charge else 0,
-        }
+        item |= self._facts
+        item["op"] = "a"
+        item["timezone"] = caller.timezone
+        item["input_tokens"] = self.input_tokens
+        item["output_tokens"] = self.output_tokens
+        item["amount"] = hold(charge, self.input_tokens, self.output_tokens) if charge else 0
         if self.lowered is not None:
             item["lowered"] = self.lowered
         fresh = [rates.price_id for rates in (charge, cost) if rates is not None and not rates.used]
@@ -133,7 +131,7 @@ def check(caller: Caller, catalogue_version: int, request_id: UUID) -> Item:
     """Are these facts still the facts? Decides as an admission does, and holds nothing."""
     return {
         "op": "c",
-        "request_id": request_id,
+        "request_id": str(request_id),  # once: it is asked for a few times, and takes a microsecond
         "tenant_id": caller.tenant_id,
         "key_id": caller.key_id,
         "tenant_version": caller.tenant_version,

@@ -23,11 +23,12 @@ def sweep(*, lease_seconds: float = LEASE_SECONDS) -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT ledger_dead_processes(make_interval(secs => %s))", [lease_seconds])
         for (process_id,) in cursor.fetchall():
-            taken = CHUNK
+            taken, lost = CHUNK, 0
             while taken == CHUNK:
                 cursor.execute("SELECT ledger_sweep(%s, %s)", [process_id, CHUNK])
                 (taken,) = cursor.fetchone()
-                total += taken
-            if total:
-                log.error("Process %s died; %d of its requests are now of status unknown", process_id, total)
+                lost += taken
+            if lost:
+                log.error("Process %s died; %d of its requests are now of status unknown", process_id, lost)
+            total += lost
     return total

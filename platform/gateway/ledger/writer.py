@@ -12,12 +12,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from gateway.errors import GatewayError, InternalError, Unavailable
 from gateway.ledger.items import Item
 from gateway.ledger.link import BatchRefused, Link, LinkLost, RowLocked
+from gateway.ledger.mailbox import Mailbox
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Ticket:
 
     def __init__(self, item: Item, loop: Any = None, future: Any = None) -> None:
         self.item = item
-        self.request_id = str(item["request_id"])
+        self.request_id: str = item["request_id"]
         self.loop = loop
         self.future = future
         self.given_at = time.monotonic()
@@ -59,7 +59,7 @@ class Ticket:
 class Writer(threading.Thread):
     def __init__(self, deliver: Callable[[list[tuple[Ticket, Outcome]]], None], link: Link | None = None) -> None:
         super().__init__(name="counterfoil-desk", daemon=True)
-        self.queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self.queue: Mailbox[Ticket] = Mailbox()
         self.link = link or Link()
         self.down = False
         self.batches = self.items = 0
@@ -74,11 +74,11 @@ class Writer(threading.Thread):
     def stop(self, seconds: float) -> None:
         """Write what was given, for at most so long, then end."""
         self._stop_by = time.monotonic() + seconds
-        self.queue.put(None)
+        self.queue.ring()
 
     @property
     def unwritten(self) -> int:
-        return self.queue.qsize() + len(self._backlog) + sum(map(len, self._parked.values()))
+        return len(self.queue) + len(self._backlog) + sum(map(len, self._parked.values()))
 
     @property
     def stuck(self) -> bool:
@@ -142,18 +142,9 @@ class Writer(threading.Thread):
 
     def _gather(self) -> list[Ticket]:
         """What has arrived; waits for the first unless there is other work to do."""
-        waiting = RECONNECT_SECONDS if not self.link.open else PARKED_RETRY_SECONDS if self._parked else 1.0
-        tickets: list[Ticket] = []
-        try:
-            ticket = self.queue.get(block=not (self._backlog and self.link.open), timeout=waiting)
-            while True:
-                if ticket is not None and not ticket.forsaken:
-                    tickets.append(ticket)
-                if len(tickets) >= MAX_BATCH:
-                    return tickets
-                ticket = self.queue.get_nowait()
-        except Empty:
-            return tickets
+        wait_s = RECONNECT_SECONDS if not self.link.open else PARKED_RETRY_SECONDS if self._parked else 1.0
+        busy = self._backlog and self.link.open
+        return [t for t in self.queue.take(MAX_BATCH, wait_s=0 if busy else wait_s) if not t.forsaken]
 
     def _connect(self) -> bool:
         try:

@@ -18,6 +18,7 @@ from django.db import models
 from simple_history.models import HistoricalRecords
 
 from gateway.catalogue.models import Model
+from gateway.catalogue.pricing import format_amount
 from tenants.models import APIKey, Tenant
 
 DAY_OF_MONTH = [MinValueValidator(1), MaxValueValidator(28)]
@@ -156,7 +157,8 @@ class LimitRule(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.amount} {self.metric}" + (f" per {self.per}" if self.per else "")
+        amount = f"{format_amount(self.amount)} {self.currency}" if self.metric == "spend" else str(self.amount)
+        return f"{self.subject}: {amount} {self.metric}" + (f" per {self.per}" if self.per else "")
 
     @property
     def subject(self) -> str:

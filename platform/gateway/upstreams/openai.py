@@ -8,10 +8,11 @@ from typing import Any
 from gateway.errors import UpstreamError
 from gateway.upstreams.answers import FAILED, answer_of
 from gateway.upstreams.base import Answer, Face, Target
-from gateway.upstreams.client import Client, Response
+from gateway.upstreams.client import Client
 from gateway.upstreams.faults import from_response, note
 from gateway.upstreams.jsontext import dumps, loads
 from gateway.upstreams.relay import Relay
+from gateway.upstreams.response import Response
 from gateway.upstreams.tokens import estimate_request
 
 CHAT = "/chat/completions"

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from gateway.upstreams.jsontext import dumps
+
 ENCODING = "o200k_base"
 PER_MESSAGE = 4  # role and separators, as OpenAI's chat format spends them
 PER_REPLY = 3  # the opening of the answer
@@ -36,13 +38,22 @@ def warm() -> None:
 
 def estimate_request(request: dict[str, Any]) -> int:
     """Input tokens of a request in OpenAI's chat format, before anybody has counted them. Never raises."""
+    return _sum(request, count, _leaves)
+
+
+def guess_request(request: dict[str, Any]) -> int:
+    """As `estimate_request`, from lengths alone: every request pays for this, so it must not read the texts."""
+    return _sum(request, _by_bytes, _by_size)
+
+
+def _sum(request: dict[str, Any], of_text: Callable[[str], int], of_value: Callable[[object], int]) -> int:
     total = PER_REPLY
     messages = request.get("messages")
     for message in messages if isinstance(messages, list) else []:
-        total += PER_MESSAGE + _message(message)
+        total += PER_MESSAGE + _message(message, of_text, of_value)
     for name in ("tools", "functions", "response_format"):
         if value := request.get(name):
-            total += _leaves(value)
+            total += of_value(value)
     return total
 
 
@@ -58,21 +69,25 @@ def _counter() -> Callable[[str], int]:
 
 
 def _by_bytes(text: str) -> int:
-    return -(-len(text.encode(errors="replace")) // 4)
+    return -(-(len(text) if text.isascii() else len(text.encode(errors="replace"))) // 4)
 
 
-def _message(message: object) -> int:
+def _by_size(value: object) -> int:
+    return -(-len(dumps(value)) // 4)
+
+
+def _message(message: object, of_text: Callable[[str], int], of_value: Callable[[object], int]) -> int:
     if not isinstance(message, dict):
         return 0
     content = message.get("content")
-    total = count(content) if isinstance(content, str) else 0
+    total = of_text(content) if isinstance(content, str) else 0
     for part in content if isinstance(content, list) else []:
         if isinstance(part, dict):
             text = part.get("text")
-            total += count(text) if isinstance(text, str) else PER_MEDIA_PART
+            total += of_text(text) if isinstance(text, str) else PER_MEDIA_PART
     for name in ("tool_calls", "function_call", "name", "reasoning", "reasoning_content"):
         if value := message.get(name):
-            total += _leaves(value)
+            total += of_value(value)
     return total
 
 

@@ -55,82 +55,157 @@ $$;
 -- ---- what a rule's window has used, by the ledger: for rows that are made late, and for the drift check ---------
 -- The ledger stays the truth; a counter that is made in the middle of a window starts from it.
 
-CREATE FUNCTION ledger_limit_facts(p_rule bigint, p_owner bigint, p_from timestamptz, p_to timestamptz)
-RETURNS TABLE (started_at timestamptz, used numeric, held numeric) LANGUAGE sql STABLE AS $$
-    WITH r AS (SELECT * FROM limits_limitrule WHERE id = p_rule), facts AS (
-        SELECT u.tenant_id, u.key_id, u.model, u.started_at, u.charge_currency, 1 AS requests,
-            u.input_tokens + u.cached_input_tokens + u.cache_write_tokens AS input,
-            u.output_tokens + u.reasoning_tokens AS output, COALESCE(u.charge, 0)::numeric AS charge, false AS open,
-            '[]'::jsonb AS limits
-        FROM ledger_usagerecord u, r WHERE u.request_id >= ledger_uuid_at(greatest(p_from, 'epoch') - interval '1 hour')
-            AND u.started_at >= p_from AND (p_to IS NULL OR u.started_at < p_to)
-            AND u.tenant_id = COALESCE(r.tenant_id, NULLIF(p_owner, 0), u.tenant_id)
-            AND u.key_id = COALESCE(r.key_id, u.key_id)
-        UNION ALL
-        SELECT a.tenant_id, a.key_id, a.model, a.started_at, a.charge_currency, 0,
-            a.input_tokens + a.cached_input_tokens + a.cache_write_tokens, a.output_tokens + a.reasoning_tokens,
-            a.charge, false, '[]'
-        FROM ledger_adjustment a, r WHERE a.started_at >= p_from AND (p_to IS NULL OR a.started_at < p_to)
-            AND a.tenant_id = COALESCE(r.tenant_id, NULLIF(p_owner, 0), a.tenant_id)
-            AND a.key_id = COALESCE(r.key_id, a.key_id)
-        UNION ALL
-        SELECT h.tenant_id, h.key_id, h.model, h.started_at, h.charge_currency, 1, h.input_tokens, h.output_tokens,
-            h.amount, true, h.limits
-        FROM ledger_hold h, r WHERE h.started_at >= p_from AND (p_to IS NULL OR h.started_at < p_to)
-            AND h.tenant_id = COALESCE(r.tenant_id, NULLIF(p_owner, 0), h.tenant_id)
-            AND h.key_id = COALESCE(r.key_id, h.key_id)
-    ), measured AS (
-        SELECT f.started_at, f.open, CASE r.metric
-            WHEN 'requests' THEN f.requests WHEN 'in_flight' THEN f.requests
-            WHEN 'spend' THEN CASE WHEN f.charge_currency = r.currency THEN f.charge ELSE 0 END
-            ELSE CASE r.tokens WHEN 'input' THEN f.input WHEN 'output' THEN f.output ELSE f.input + f.output END
-            END AS units,
-            (SELECT (l ->> 'ask')::numeric FROM jsonb_array_elements(f.limits) l
-             WHERE (l ->> 'rule')::bigint = p_rule LIMIT 1) AS asked
-        FROM facts f, r WHERE r.model_id IS NULL OR f.model = (SELECT public_id FROM catalogue_model WHERE id = r.model_id)
-    )
-    SELECT started_at, CASE WHEN open THEN 0 ELSE units END, CASE WHEN open THEN COALESCE(asked, units) ELSE 0 END
-    FROM measured
+CREATE FUNCTION ledger_kind_of(p_metric text, p_per text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN p_metric = 'in_flight' THEN 'f' WHEN p_per = 'minute' THEN 'm' ELSE 'c' END
 $$;
 
--- Makes the rows that are missing, in (rule, owner, window) order, and locks all of them in id order.
+CREATE FUNCTION ledger_measure_of(p_metric text, p_tokens text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE p_metric WHEN 'requests' THEN 'q' WHEN 'in_flight' THEN 'f' WHEN 'spend' THEN 's'
+        ELSE CASE p_tokens WHEN 'input' THEN 'i' WHEN 'output' THEN 'o' ELSE 'b' END END
+$$;
+
+-- Sums over the window, or by second. Records and adjustments are used, holds held: with what they asked of this
+-- rule, or what they would have asked. Planned anew at each call, for the subject's own index.
+CREATE FUNCTION ledger_limit_facts(
+    p_rule bigint, p_owner bigint, p_from timestamptz, p_to timestamptz, p_seconds boolean DEFAULT false
+) RETURNS TABLE (second bigint, used numeric, held numeric) LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    r limits_limitrule;
+    watched text := 'f.started_at >= $1 AND ($2 IS NULL OR f.started_at < $2)';
+    units text;
+BEGIN
+    SELECT * INTO r FROM limits_limitrule WHERE id = p_rule;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF r.key_id IS NOT NULL THEN
+        watched := watched || ' AND f.key_id = $4';
+    ELSIF r.tenant_id IS NOT NULL OR p_owner <> 0 THEN
+        watched := watched || ' AND f.tenant_id = $3';
+    END IF;
+    IF r.model_id IS NOT NULL THEN
+        watched := watched || ' AND f.catalogue_model_id = $5';
+    END IF;
+    units := CASE ledger_measure_of(r.metric, r.tokens) WHEN 'q' THEN 'f.requests' WHEN 'f' THEN 'f.requests'
+        WHEN 's' THEN 'CASE WHEN f.charge_currency = $6 THEN COALESCE(f.charge, 0) ELSE 0 END'
+        WHEN 'i' THEN 'f.input' WHEN 'o' THEN 'f.output' ELSE 'f.input + f.output' END;
+    RETURN QUERY EXECUTE format($facts$
+        SELECT %1$s AS second, COALESCE(sum(s.used), 0), COALESCE(sum(s.held), 0) FROM (
+            SELECT f.started_at, (%2$s)::numeric AS used, 0::numeric AS held FROM (
+                SELECT request_id, tenant_id, key_id, catalogue_model_id, started_at, charge_currency, 1 AS requests,
+                    input_tokens + cached_input_tokens + cache_write_tokens AS input,
+                    output_tokens + reasoning_tokens AS output, charge
+                FROM ledger_usagerecord) f
+            WHERE %3$s AND f.request_id >= ledger_uuid_at(greatest($1 - interval '1 hour', 'epoch'))
+                AND ($2 IS NULL OR f.request_id < ledger_uuid_at($2 + interval '1 hour'))
+            UNION ALL
+            SELECT f.started_at, (%2$s)::numeric, 0 FROM (
+                SELECT a.tenant_id, a.key_id, a.started_at, a.charge_currency, 0 AS requests,
+                    a.input_tokens + a.cached_input_tokens + a.cache_write_tokens AS input,
+                    a.output_tokens + a.reasoning_tokens AS output, a.charge,
+                    (SELECT u.catalogue_model_id FROM ledger_usagerecord u WHERE u.request_id = a.request_id)
+                        AS catalogue_model_id
+                FROM ledger_adjustment a) f
+            WHERE %3$s
+            UNION ALL
+            SELECT f.started_at, 0, COALESCE((SELECT (l ->> 'ask')::numeric FROM jsonb_array_elements(f.limits) l
+                WHERE (l ->> 'rule')::bigint = $7 LIMIT 1), (%2$s)::numeric)
+            FROM (SELECT tenant_id, key_id, catalogue_model_id, started_at, charge_currency, 1 AS requests,
+                      input_tokens AS input, output_tokens AS output, amount AS charge, limits
+                  FROM ledger_hold) f
+            WHERE %3$s
+        ) s %4$s
+        $facts$,
+        CASE WHEN p_seconds THEN 'floor(extract(epoch FROM s.started_at))::bigint' ELSE 'NULL::bigint' END,
+        units, watched, CASE WHEN p_seconds THEN 'GROUP BY 1' ELSE '' END)
+    USING p_from, p_to, COALESCE(r.tenant_id, p_owner), r.key_id, r.model_id, r.currency, p_rule;
+END $$;
+CREATE INDEX adjustment_started ON ledger_adjustment (tenant_id, started_at);
+
+-- What a counter should say. Of a sliding minute: its slots, the newest of them second p_at.
+CREATE FUNCTION ledger_limit_truth(
+    p_rule bigint, p_owner bigint, p_from timestamptz, p_to timestamptz, p_kind text, p_at bigint
+) RETURNS TABLE (used numeric, held numeric, slots bigint[]) LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF p_kind = 'm' THEN
+        RETURN QUERY SELECT 0::numeric, 0::numeric, ledger_slots_add(NULL, p_at, f.seconds, f.amounts, p_at)
+        FROM (SELECT array_agg(t.second) AS seconds, array_agg(t.used + t.held) AS amounts
+              FROM ledger_limit_facts(p_rule, p_owner, to_timestamp(p_at - 60), NULL, true) t) f;
+    ELSE
+        RETURN QUERY SELECT CASE WHEN p_kind = 'f' THEN 0 ELSE COALESCE(sum(t.used), 0) END,
+            COALESCE(sum(t.held), 0), NULL::bigint[]
+        FROM ledger_limit_facts(p_rule, p_owner, p_from, p_to) t;
+    END IF;
+END $$;
+
+-- The counters that have counted a request, or will have to: for what is booked on it without a hold of its own.
+CREATE FUNCTION ledger_counted(p_tenant bigint, p_key bigint, p_model bigint, p_currency text, p_at timestamptz)
+RETURNS SETOF ledger_claim LANGUAGE sql STABLE AS $$
+    SELECT l.rule_id, l.owner_id, l.window_start, l.window_end, ledger_kind_of(r.metric, r.per),
+        ledger_measure_of(r.metric, r.tokens), 0::numeric, 0::numeric, false
+    FROM limits_limitrule r JOIN limits_limitcounter l ON l.rule_id = r.id
+    WHERE l.window_start <= p_at AND (l.window_end IS NULL OR p_at < l.window_end)
+        AND (r.tenant_id = p_tenant OR r.key_id = p_key OR (r.plan_id IS NOT NULL AND l.owner_id = p_tenant)
+             OR (r.tenant_id IS NULL AND r.key_id IS NULL AND r.plan_id IS NULL))
+        AND (r.model_id IS NULL OR r.model_id = p_model)
+        AND (r.metric <> 'spend' OR r.currency = p_currency) AND r.metric <> 'in_flight'
+$$;
+
+-- Makes the rows that are missing, in (rule, owner, window) order, and locks all of them in id order. Whoever
+-- changes to whom a rule applies deletes its rows (limits migrations): then they are made anew, from the ledger.
 CREATE FUNCTION ledger_lock_limits(p_claims ledger_claim[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     c record;
+    wanted integer;
+    locked integer;
+BEGIN
+    LOOP
+        FOR c IN
+            SELECT u.*, r.tenant_id IS NULL AND r.key_id IS NULL AND r.plan_id IS NULL AS everybody
+            FROM (SELECT DISTINCT v.rule, v.owner, v.starts, v.ends, v.kind FROM unnest(p_claims) v
+                  WHERE NOT EXISTS (SELECT FROM limits_limitcounter l
+                                    WHERE l.rule_id = v.rule AND l.owner_id = v.owner AND l.window_start = v.starts)) u
+            JOIN limits_limitrule r ON r.id = u.rule
+            ORDER BY everybody DESC, u.rule, u.owner, u.starts
+        LOOP
+            PERFORM ledger_make_counter(c.rule, c.owner, c.starts, c.ends, c.kind, c.everybody);
+        END LOOP;
+        WITH w AS (SELECT DISTINCT u.rule, u.owner, u.starts FROM unnest(p_claims) u),
+            l AS (SELECT c.id FROM limits_limitcounter c
+                  JOIN w ON c.rule_id = w.rule AND c.owner_id = w.owner AND c.window_start = w.starts
+                  ORDER BY c.id FOR UPDATE OF c)
+        SELECT (SELECT count(*) FROM w), (SELECT count(*) FROM l) INTO wanted, locked;
+        -- Fewer: one was deleted while we waited for it, or its rule is no more.
+        EXIT WHEN locked = wanted OR NOT EXISTS (
+            SELECT FROM unnest(p_claims) v JOIN limits_limitrule r ON r.id = v.rule
+            WHERE NOT EXISTS (SELECT FROM limits_limitcounter l
+                              WHERE l.rule_id = v.rule AND l.owner_id = v.owner AND l.window_start = v.starts));
+    END LOOP;
+END $$;
+
+CREATE FUNCTION ledger_make_counter(
+    p_rule bigint, p_owner bigint, p_starts timestamptz, p_ends timestamptz, p_kind text, p_everybody boolean
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
     made bigint;
     at bigint;
 BEGIN
-    FOR c IN
-        SELECT DISTINCT u.rule, u.owner, u.starts, u.ends, u.kind FROM unnest(p_claims) u
-        WHERE NOT EXISTS (SELECT FROM limits_limitcounter l
-                          WHERE l.rule_id = u.rule AND l.owner_id = u.owner AND l.window_start = u.starts)
-        ORDER BY 1, 2, 3
-    LOOP
-        INSERT INTO limits_limitcounter (rule_id, owner_id, window_start, window_end, used, held)
-        VALUES (c.rule, c.owner, c.starts, c.ends, 0, 0) ON CONFLICT DO NOTHING RETURNING id INTO made;
-        CONTINUE WHEN made IS NULL;
-        IF c.kind = 'm' THEN
-            at := floor(extract(epoch FROM clock_timestamp()));
-            UPDATE limits_limitcounter SET slot_at = at, slots = ledger_slots_add(NULL, at, f.seconds, f.amounts, at)
-            FROM (SELECT array_agg(floor(extract(epoch FROM started_at))::bigint) AS seconds,
-                         array_agg(used + held) AS amounts
-                  FROM ledger_limit_facts(c.rule, c.owner, now() - interval '61 seconds', NULL)) f
-            WHERE id = made;
-        ELSIF c.kind = 'f' THEN
-            UPDATE limits_limitcounter SET held = f.held
-            FROM (SELECT COALESCE(sum(held), 0) AS held FROM ledger_limit_facts(c.rule, c.owner, c.starts, c.ends)) f
-            WHERE id = made;
-        ELSE
-            UPDATE limits_limitcounter SET used = f.used, held = f.held
-            FROM (SELECT COALESCE(sum(used), 0) AS used, COALESCE(sum(held), 0) AS held
-                  FROM ledger_limit_facts(c.rule, c.owner, c.starts, c.ends)) f
-            WHERE id = made;
-        END IF;
-        PERFORM ledger_adopt_holds(c.rule, c.owner, c.starts, c.ends, c.kind);
-    END LOOP;
-    PERFORM l.id FROM limits_limitcounter l JOIN (SELECT DISTINCT u.rule, u.owner, u.starts FROM unnest(p_claims) u) w
-        ON l.rule_id = w.rule AND l.owner_id = w.owner AND l.window_start = w.starts
-    ORDER BY l.id FOR UPDATE OF l;
+    -- A tenant's or a key's desks are kept in order by their lifetime counters. Whom everybody moves is another
+    -- matter: what is under way elsewhere must end first, or it would be neither in the ledger that we read, nor
+    -- find the counter.
+    IF p_everybody THEN
+        LOCK TABLE ledger_hold IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
+    INSERT INTO limits_limitcounter (rule_id, owner_id, window_start, window_end, used, held)
+    VALUES (p_rule, p_owner, p_starts, p_ends, 0, 0) ON CONFLICT DO NOTHING RETURNING id INTO made;
+    IF made IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM ledger_adopt_holds(p_rule, p_owner, p_starts, p_ends, p_kind);
+    at := floor(extract(epoch FROM clock_timestamp()));
+    UPDATE limits_limitcounter SET used = t.used, held = t.held, slots = t.slots,
+        slot_at = CASE WHEN p_kind = 'm' THEN at END
+    FROM ledger_limit_truth(p_rule, p_owner, p_starts, p_ends, p_kind, at) t WHERE id = made;
 END $$;
 
 -- Holds that are older than the counter have been counted into it: their settlement must find it.
@@ -142,9 +217,7 @@ CREATE FUNCTION ledger_adopt_holds(
         'amount', 0, 'measure', m.measure, 'ask', CASE m.measure WHEN 'q' THEN 1 WHEN 'f' THEN 1
             WHEN 's' THEN CASE WHEN h.charge_currency = r.currency THEN h.amount ELSE 0 END
             WHEN 'i' THEN h.input_tokens WHEN 'o' THEN h.output_tokens ELSE h.input_tokens + h.output_tokens END))
-    FROM limits_limitrule r, LATERAL (SELECT CASE r.metric WHEN 'requests' THEN 'q' WHEN 'in_flight' THEN 'f'
-        WHEN 'spend' THEN 's' ELSE CASE r.tokens WHEN 'input' THEN 'i' WHEN 'output' THEN 'o' ELSE 'b' END
-        END AS measure) m
+    FROM limits_limitrule r, LATERAL (SELECT ledger_measure_of(r.metric, r.tokens) AS measure) m
     WHERE r.id = p_rule AND h.started_at >= p_starts AND (p_ends IS NULL OR h.started_at < p_ends)
         AND h.tenant_id = COALESCE(r.tenant_id, NULLIF(p_owner, 0), h.tenant_id)
         AND h.key_id = COALESCE(r.key_id, h.key_id)

@@ -42,13 +42,14 @@ $$;
 
 -- Which of these admissions do not fit, decided in their order; the others are counted. Rows are locked. A batch in
 -- which nothing runs short is taken as a whole; else those that touch a short row are decided one by one.
--- An answer: [request_id, "limited", null, null, [{claim and state}, …]].
+-- An answer: [request_id, "limited", instant, null, [{claim and state}, …]]; wait_ms: until it fits, if nobody else
+-- takes what becomes free; reset_ms: until nothing of it is used.
 CREATE FUNCTION ledger_judge(
-    p_items ledger_item[], OUT refused uuid[], OUT answers json[], OUT decisions ledger_decision[]
+    p_items ledger_item[], instant timestamptz, OUT refused uuid[], OUT answers json[], OUT decisions ledger_decision[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    instant timestamptz := clock_timestamp();
     all_fit boolean;
+    topped bigint[];
     short bigint[];
     hard uuid[];
     easy ledger_item[];
@@ -69,11 +70,20 @@ BEGIN
         GROUP BY s.counter HAVING max(s.taken) + sum((s.claim).ask) > min((s.claim).amount)) t;
     SELECT array_agg(DISTINCT s.request_id) INTO hard FROM ledger_states(p_items, instant) s
     WHERE (s.claim).enforce AND s.counter = ANY (short);
+    -- Credit that has expired and that nobody has closed yet: what was paid with it stays paid. Those ask again.
+    SELECT array_agg(DISTINCT s.request_id), array_agg(DISTINCT (s.claim).rule) INTO refused, topped
+    FROM ledger_states(p_items, instant) s JOIN limits_credit c ON c.rule_id = (s.claim).rule
+    WHERE s.counter = ANY (short) AND c.closed_at IS NULL AND c.expires_at <= now();
+    refused := COALESCE(refused, '{}');
+    IF topped IS NOT NULL THEN
+        PERFORM ledger_close_credits(r) FROM unnest(topped) r;
+        SELECT array_agg(json_build_array(r, 'stale', instant)) INTO answers FROM unnest(refused) r;
+    END IF;
     SELECT array_agg(i) INTO easy FROM unnest(p_items) i WHERE i.request_id <> ALL (hard);
     SELECT array_agg(d) INTO decisions FROM ledger_decisions(easy, instant) d;
     PERFORM ledger_take(easy, instant);
     FOREACH item IN ARRAY p_items LOOP
-        CONTINUE WHEN item.request_id <> ALL (hard);
+        CONTINUE WHEN item.request_id <> ALL (hard) OR item.request_id = ANY (refused);
         SELECT * INTO decision FROM ledger_decisions(ARRAY[item], instant);
         IF decision.fits THEN
             decisions := decisions || decision;
@@ -84,8 +94,13 @@ BEGIN
                 'amount', (s.claim).amount, 'ask', (s.claim).ask, 'enforce', (s.claim).enforce,
                 'starts', (s.claim).starts, 'ends', (s.claim).ends, 'used', s.used, 'held', s.held, 'taken', s.taken,
                 'fits', s.taken + (s.claim).ask <= (s.claim).amount,
-                'wait_ms', CASE WHEN (s.claim).kind = 'm' AND s.taken + (s.claim).ask > (s.claim).amount
-                    THEN ledger_slots_wait(s.slots, s.slot_at, s.taken + (s.claim).ask - (s.claim).amount, instant) END))
+                'wait_ms', CASE WHEN s.taken + (s.claim).ask > (s.claim).amount THEN
+                    CASE WHEN (s.claim).kind = 'm' THEN
+                        ledger_slots_wait(s.slots, s.slot_at, s.taken + (s.claim).ask - (s.claim).amount, instant)
+                    ELSE ceil(extract(epoch FROM (s.claim).ends - instant) * 1000) END END,
+                'reset_ms', CASE WHEN (s.claim).kind = 'm' THEN
+                    ledger_slots_wait(s.slots, s.slot_at, nullif(s.taken, 0), instant)
+                    ELSE ceil(extract(epoch FROM (s.claim).ends - instant) * 1000) END))
         INTO detail FROM ledger_states(ARRAY[item], instant) s;
         refused := refused || item.request_id;
         refusals := refusals || decision;
@@ -118,6 +133,15 @@ RETURNS void LANGUAGE sql AS $$
         output_tokens = EXCLUDED.output_tokens, decided = EXCLUDED.decided
 $$;
 
+-- The claims of a request that has ended: its hold's; without a hold those of the counters that count it now.
+CREATE FUNCTION ledger_claims_of(p_held jsonb, p_item ledger_item) RETURNS SETOF ledger_claim
+LANGUAGE sql STABLE AS $$
+    SELECT * FROM jsonb_populate_recordset(NULL::ledger_claim, p_held)
+    UNION ALL
+    SELECT c.* FROM ledger_counted(p_item.tenant_id, p_item.key_id, p_item.catalogue_model_id, p_item.charge_currency,
+        p_item.started_at) c WHERE p_held IS NULL AND p_item.op = 's'
+$$;
+
 -- What a request that has ended takes from its windows: the hold goes, the real use comes.
 CREATE FUNCTION ledger_measure(p_measure text, p_tokens_in bigint, p_tokens_out bigint, p_charge bigint)
 RETURNS numeric LANGUAGE sql IMMUTABLE AS $$
@@ -143,6 +167,7 @@ DECLARE
     deltas ledger_delta[];
     more ledger_delta[];
     claims ledger_claim[];
+    instant timestamptz := now();
     answer json;
 BEGIN
     SELECT array_agg(i) INTO items FROM json_populate_recordset(NULL::ledger_item, p_items) i;
@@ -207,12 +232,24 @@ BEGIN
         SELECT c FROM unnest(admits) i, LATERAL jsonb_populate_recordset(NULL::ledger_claim, i.limits) c
         UNION ALL
         SELECT c FROM unnest(items) i LEFT JOIN ledger_hold h ON h.request_id = i.request_id,
-            LATERAL jsonb_populate_recordset(NULL::ledger_claim, COALESCE(h.limits, i.limits)) c
+            LATERAL ledger_claims_of(h.limits, i) c
         WHERE i.op IN ('s', 'r')) u;
     IF claims IS NOT NULL THEN
         PERFORM ledger_lock_limits(claims);
+        -- Decided now that the rows are ours, and so it starts now, to the second in which it is counted. If we
+        -- waited into another window it asks again.
+        instant := clock_timestamp();
+        IF EXISTS (SELECT FROM unnest(claims) c WHERE c.ends <= instant) THEN
+            SELECT refused || COALESCE(array_agg(json_build_array(i.request_id, 'window', instant)), '{}'),
+                COALESCE(array_agg(i.request_id), '{}')
+            INTO refused, limited FROM unnest(admits) i WHERE EXISTS (
+                SELECT FROM jsonb_populate_recordset(NULL::ledger_claim, i.limits) c WHERE c.ends <= instant);
+            SELECT array_agg(i) INTO admits FROM unnest(admits) i WHERE i.request_id <> ALL (limited);
+            SELECT array_agg(i) INTO checked FROM unnest(checked) i WHERE i.request_id <> ALL (limited);
+            limited := '{}';
+        END IF;
         IF EXISTS (SELECT FROM unnest(admits) i WHERE i.limits IS NOT NULL) THEN
-            SELECT * INTO limited, limit_answers, decisions FROM ledger_judge(admits);
+            SELECT * INTO limited, limit_answers, decisions FROM ledger_judge(admits, instant);
             IF limited <> '{}' THEN
                 SELECT array_agg(i) INTO admits FROM unnest(admits) i WHERE i.request_id <> ALL (limited);
                 SELECT array_agg(i) INTO checked FROM unnest(checked) i WHERE i.request_id <> ALL (limited);
@@ -224,10 +261,10 @@ BEGIN
         INSERT INTO ledger_hold (request_id, process_id, tenant_id, key_id, model, started_at, local_date,
             charge_currency, cost_currency, catalogue_model_id, deployment_id, provider_id, endpoint, stream,
             input_tokens, output_tokens, amount, charge_price_id, cost_price_id, limits, decided)
-        SELECT i.request_id, p_process, i.tenant_id, i.key_id, i.model, now(), (now() AT TIME ZONE i.timezone)::date,
-            i.charge_currency, i.cost_currency, i.catalogue_model_id, i.deployment_id, i.provider_id, i.endpoint,
-            i.stream, i.input_tokens, i.output_tokens, i.amount, i.charge_price_id, i.cost_price_id,
-            COALESCE(i.limits, '[]'), COALESCE(d.decided, '{}')
+        SELECT i.request_id, p_process, i.tenant_id, i.key_id, i.model, instant,
+            (instant AT TIME ZONE i.timezone)::date, i.charge_currency, i.cost_currency, i.catalogue_model_id,
+            i.deployment_id, i.provider_id, i.endpoint, i.stream, i.input_tokens, i.output_tokens, i.amount,
+            i.charge_price_id, i.cost_price_id, COALESCE(i.limits, '[]'), COALESCE(d.decided, '{}')
         FROM unnest(admits) i LEFT JOIN unnest(decisions) d ON d.request_id = i.request_id
         ON CONFLICT (request_id) DO NOTHING
         RETURNING tenant_id, key_id, charge_currency, amount
@@ -251,10 +288,9 @@ BEGIN
     END IF;
 
     SELECT json_agg(a.row) INTO answer FROM (
-        SELECT json_build_array(i.request_id, 'ok', h.started_at, h.local_date, CASE WHEN i.limits IS NOT NULL THEN (
-                SELECT json_agg(json_build_array((s.claim).rule, (s.claim).amount, s.taken, (s.claim).ask, s.slot_at))
-                FROM ledger_states(ARRAY[i::ledger_item], clock_timestamp()) s
-                WHERE (s.claim).kind = 'm') END) AS row
+        -- What it was decided on: with its own ask, the state after this request, however many came with it.
+        SELECT json_build_array(i.request_id, 'ok', h.started_at, h.local_date,
+                CASE WHEN i.limits IS NOT NULL THEN to_json(h.decided) END) AS row
             FROM unnest(checked) i LEFT JOIN ledger_hold h ON h.request_id = i.request_id
         UNION ALL SELECT unnest(refused)
         UNION ALL SELECT unnest(limit_answers)

@@ -52,8 +52,7 @@ BEGIN
                 ledger_measure((c).measure, b.tokens - b.tokens_out, b.tokens_out, b.charge),
                 floor(extract(epoch FROM b.started_at))::bigint)::ledger_change)
          FROM booked b JOIN unnest(p_items) i ON i.request_id = b.request_id,
-            LATERAL jsonb_populate_recordset(NULL::ledger_claim,
-                COALESCE(held_limits -> b.request_id::text, i.limits)) c
+            LATERAL ledger_claims_of(held_limits -> b.request_id::text, i) c
          WHERE (c).kind <> 'f')
     INTO settled, more FROM booked;
     deltas := deltas || settled;
@@ -61,7 +60,9 @@ BEGIN
 
     -- Rare: the sweeper had taken us for dead. One adjustment turns its estimate into the real usage.
     IF COALESCE(array_length(settled, 1), 0) < (SELECT count(*) FROM unnest(p_items) i WHERE i.op = 's') THEN
-        WITH corrected AS (
+        WITH late_items AS (
+            SELECT i.request_id, i.catalogue_model_id FROM unnest(p_items) i WHERE i.op = 's'
+        ), inserted AS (
             INSERT INTO ledger_adjustment (id, request_id, kind, tenant_id, key_id, model, started_at, local_date,
                 charge_currency, cost_currency, input_tokens, cached_input_tokens, cache_write_tokens,
                 output_tokens, reasoning_tokens, charge, cost, lines, reason, created_at)
@@ -78,9 +79,11 @@ BEGIN
             AND NOT EXISTS (SELECT FROM ledger_adjustment a
                             WHERE a.request_id = r.request_id AND a.kind = 'resolution')
             ON CONFLICT DO NOTHING
-            RETURNING request_id, tenant_id, key_id, charge_currency, charge,
+            RETURNING request_id, tenant_id, key_id, charge_currency, charge, started_at,
                 input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens AS tokens,
                 output_tokens + reasoning_tokens AS tokens_out
+        ), corrected AS (
+            SELECT * FROM inserted JOIN late_items USING (request_id)
         ), queued AS (
             -- A missing price is not zero, late or not.
             INSERT INTO ledger_workitem (request_id, kind, tenant_id, created_at)
@@ -95,9 +98,10 @@ BEGIN
         SELECT array_agg(ROW(tenant_id, key_id, charge_currency, 0, tokens, charge, 0, 0)::ledger_delta),
             array_agg(request_id),
             (SELECT array_agg(ROW((c).rule, (c).owner, (c).starts, (c).kind, 0, CASE (c).measure WHEN 'q' THEN 0
-                    ELSE ledger_measure((c).measure, k.tokens - k.tokens_out, k.tokens_out, k.charge) END, 0)::ledger_change)
-             FROM corrected k JOIN unnest(p_items) i ON i.request_id = k.request_id,
-                LATERAL jsonb_populate_recordset(NULL::ledger_claim, i.limits) c WHERE (c).kind = 'c')
+                    ELSE ledger_measure((c).measure, k.tokens - k.tokens_out, k.tokens_out, k.charge) END,
+                    floor(extract(epoch FROM k.started_at))::bigint)::ledger_change)
+             FROM corrected k, LATERAL ledger_counted(k.tenant_id, k.key_id, k.catalogue_model_id, k.charge_currency,
+                k.started_at) c)
         INTO late, swept, more FROM corrected;
         deltas := deltas || late;
         changes := changes || more;
@@ -153,7 +157,8 @@ BEGIN
     SELECT array_agg(ROW(g.tenant_id, g.key_id, g.charge_currency, CASE WHEN b.request_id IS NULL THEN 0 ELSE 1 END,
         COALESCE(b.tokens, 0), 0, -1, -g.amount)::ledger_delta),
         (SELECT array_agg(ROW((c).rule, (c).owner, (c).starts, (c).kind, -(c).ask,
-                CASE WHEN (c).kind = 'f' THEN 0 ELSE ledger_measure((c).measure, h.input_tokens, h.output_tokens, 0) END,
+                CASE WHEN (c).kind = 'f' OR NOT EXISTS (SELECT FROM booked k WHERE k.request_id = h.request_id) THEN 0
+                    ELSE ledger_measure((c).measure, h.input_tokens, h.output_tokens, 0) END,
                 floor(extract(epoch FROM h.started_at))::bigint)::ledger_change)
          FROM gone h, LATERAL jsonb_populate_recordset(NULL::ledger_claim, h.limits) c)
     INTO deltas, changes FROM gone g LEFT JOIN booked b ON b.request_id = g.request_id;
