@@ -23,6 +23,7 @@ BEAT_SCHEDULE = {
     "sweep the holds of dead processes": _every(5, "ledger.sweep"),
     "roll usage up": _every(15, "billing.roll_up"),
     "keys' last use": _every(60, "billing.update_last_used"),
+    "counters against the ledger": _every(180, "ledger.check_drift"),
     "partitions ahead": _every(3600, "ledger.ensure_partitions"),
 }
 

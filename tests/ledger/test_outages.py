@@ -193,7 +193,7 @@ async def test_a_database_that_does_not_answer_is_a_503_at_once(
     with pytest.raises(Unavailable):
         await desk.admit(await db(order))
     stopped.set()
-    assert await waiting == "ok"
+    assert (await waiting)[0] == "ok"
 
 
 async def test_the_writer_survives_what_nobody_thought_of(

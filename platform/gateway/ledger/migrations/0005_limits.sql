@@ -171,9 +171,9 @@ BEGIN
             PERFORM ledger_make_counter(c.rule, c.owner, c.starts, c.ends, c.kind, c.everybody);
         END LOOP;
         WITH w AS (SELECT DISTINCT u.rule, u.owner, u.starts FROM unnest(p_claims) u),
-            l AS (SELECT c.id FROM limits_limitcounter c
-                  JOIN w ON c.rule_id = w.rule AND c.owner_id = w.owner AND c.window_start = w.starts
-                  ORDER BY c.id FOR UPDATE OF c)
+            l AS (SELECT k.id FROM limits_limitcounter k
+                  JOIN w ON k.rule_id = w.rule AND k.owner_id = w.owner AND k.window_start = w.starts
+                  ORDER BY k.id FOR UPDATE OF k)
         SELECT (SELECT count(*) FROM w), (SELECT count(*) FROM l) INTO wanted, locked;
         -- Fewer: one was deleted while we waited for it, or its rule is no more.
         EXIT WHEN locked = wanted OR NOT EXISTS (
