@@ -14,6 +14,7 @@ from apiv1.requests import ApiRequest
 from apiv1.schemas import chat
 from apiv1.sse import event_stream
 from gateway import pipeline
+from gateway.errors import GatewayError
 from gateway.pipeline import Call
 
 router = Router(tags=["Chat"])
@@ -35,11 +36,14 @@ async def create_chat_completion(request: ApiRequest) -> HttpResponseBase:
     try:
         if call.stream:
             events = await pipeline.open_stream(call)
-            return event_stream(request, events, lambda: log_outcome(request, call))
+            return event_stream(request, events, lambda: log_outcome(request, call), call.headers)
         answer = await pipeline.complete(call)
+    except GatewayError as refused:
+        refused.headers = {**call.headers, **refused.headers}
+        raise
     finally:
         log_outcome(request, call)
-    return HttpResponse(answer, content_type="application/json")
+    return HttpResponse(answer, content_type="application/json", headers=call.headers)
 
 
 def call_of(request: ApiRequest, body: dict[str, Any]) -> Call:

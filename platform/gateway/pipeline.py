@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +30,8 @@ from gateway.errors import (
 from gateway.identifiers import uuid7
 from gateway.ledger import desk
 from gateway.ledger.items import Ending
-from gateway.limits.refusals import rate_headers, refusal
+from gateway.limits import rate_headers
+from gateway.limits.refusals import refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
@@ -182,7 +183,7 @@ async def _admit(call: Call) -> Route:
     """Decide on snapshots, have the desk confirm them and write the hold; read them anew if they are stale."""
     now: datetime | None = None
     lowered: int | None = None
-    for _ in range(ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
         snapshot = await catalogue()
         rules = await rules_of(call.caller)
         try:
@@ -211,7 +212,7 @@ async def _admit(call: Call) -> Route:
                 _admitted(call, route, lowered)
                 return route
             if verdict == "limited":
-                lowered = _fitted_or_refused(call, route, detail)
+                lowered = _fitted_or_refused(call, route, detail, attempt)
                 continue
             if verdict == "window":  # our clock was in another window than the database's
                 now = datetime.fromisoformat(detail)
@@ -222,18 +223,19 @@ async def _admit(call: Call) -> Route:
 
 def _admitted(call: Call, route: Route, lowered: int | None) -> None:
     call.public_model = route.face.model
-    if route.order.admitted_state:
-        call.headers = rate_headers(route.order.admitted_state, route.rules, int(time.time()))
+    order = route.order
+    if order.admitted_state and order.started_at:
+        call.headers = rate_headers.of_decided(order.admitted_state, route.rules, order.started_at)
     if lowered is not None:
         call.headers["x-counterfoil-max-tokens"] = str(lowered)
 
 
-def _fitted_or_refused(call: Call, route: Route, states: list[dict[str, Any]]) -> int:
+def _fitted_or_refused(call: Call, route: Route, states: list[dict[str, Any]], attempt: int) -> int:
     """The lower cap to try again with, or the refusal with the numbers that it was decided on."""
-    cap = routing.fitted(route, states)
+    cap = routing.fitted(route, states) if attempt < ATTEMPTS else None
     if cap is None:
-        now = datetime.now(UTC)
-        raise refusal(states, route.rules, model=call.model, tenant=call.caller.tenant, now=now)
+        caller = call.caller
+        raise refusal(states, route.rules, model=call.model, tenant=caller.tenant, zone=caller.zone)
     return cap
 
 

@@ -30,6 +30,7 @@ from tenants.facts import Caller
 
 NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
 CAPS = ("max_completion_tokens", "max_tokens")
+UNCAPPED = 2**31
 MEDIA = frozenset({"image_url", "input_audio", "file"})  # parts whose tokens have no bound that we know
 
 expectations = Expectations()
@@ -130,7 +131,8 @@ def choose_route(
 
 def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:
     """The lower cap with which a request fits into every limit that refused it; None: it cannot be made to."""
-    cap = route.cap
+    most = cap = route.cap or UNCAPPED
+    floor = 1
     for state in states:
         if state["fits"] or not state["enforce"]:
             continue
@@ -140,14 +142,13 @@ def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:
         available = int(state["amount"] - state["taken"])
         rates = route.order.charge_rates
         cap = min(cap, affordable_output(rule, available, need=route.need, rates=rates, choices=route.choices))
-        if cap < max(1, rule.floor):
-            return None
-    return cap if cap < route.cap else None
+        floor = max(floor, rule.floor)
+    return cap if floor <= cap < most else None
 
 
 def _lowered(request: dict[str, Any], cap: int) -> dict[str, Any]:
-    name = next((name for name in CAPS if request.get(name) is not None), "max_tokens")
-    return {**request, name: cap}
+    set_already = [name for name in CAPS if request.get(name) is not None]
+    return {**request, **dict.fromkeys(set_already or ["max_tokens"], cap)}
 
 
 def _need(request: dict[str, Any], rules: Sequence[Rule], key_id: int, model_id: int, cap: int, choices: int) -> Need:

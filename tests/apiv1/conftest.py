@@ -26,7 +26,7 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> keyring.KeyRing:
     fresh = keyring.KeyRing()
     monkeypatch.setattr(keyring, "ring", fresh)
     monkeypatch.setattr(auth, "ring", fresh)
-    monkeypatch.setattr(snapshots, "listeners", [fresh.refresh_imported])
+    monkeypatch.setattr(snapshots, "listeners", [snapshots._reload_model_rules, fresh.refresh_imported])
     return fresh
 
 

@@ -36,7 +36,7 @@ class Order:
     local_date: str | None = None
     claims: list[Item] = field(default_factory=list)  # what it asks of which limit (limits.claims)
     lowered: int | None = None  # the cap that a limit of `on_shortage: fit` has left
-    admitted_state: list[list[int]] | None = None  # minute windows after admission, for headers
+    admitted_state: list[list[float]] | None = None  # what it was decided on (`ledger_decisions`), for headers
     _facts: Item = field(default_factory=dict)
 
     def admission(self) -> Item:

@@ -16,6 +16,11 @@ from gateway.limits.facts import Rule
 from gateway.limits.windows import window_at
 
 Claim = dict[str, Any]
+REASONS = {
+    "input": "it has parts whose tokens cannot be bounded beforehand",
+    "output": "its output has no bound",
+    "price": "it has no price",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,11 @@ class Unbounded(Exception):
     """A hard limit and a request whose worst case cannot be bounded, or that has no price."""
 
     rule: Rule
-    reason: str
+    lacks: str  # input | output | price
+
+    @property
+    def reason(self) -> str:
+        return REASONS[self.lacks]
 
 
 def applicable(rules: Iterable[Rule], model_id: int, currency: str) -> list[Rule]:
@@ -78,14 +87,17 @@ def _claim(rule: Rule, need: Need, rates: Rates | None, zone: ZoneInfo, now: dat
 def _ask(rule: Rule, need: Need, rates: Rates | None) -> int:
     if rule.measure in ("q", "f"):
         return 1
-    hard = rule.hold == "hard"
-    tokens = need.tokens(hard=hard)
+    tokens = need.tokens(hard=rule.hold == "hard")
+    if rule.mode != "enforce":  # it refuses nobody: what it cannot know is booked at settlement
+        tokens = tokens or need.tokens(hard=False)
     if tokens is None:
-        raise Unbounded(rule, "its worst case has no bound")
+        raise Unbounded(rule, "input" if need.input_worst is None else "output")
     if rule.measure == "s":
-        if rates is None:
-            raise Unbounded(rule, "it has no price")
-        return hold(rates, *tokens)
+        if rates is not None:
+            return hold(rates, *tokens)
+        if rule.mode == "enforce":
+            raise Unbounded(rule, "price")
+        return 0
     return {"i": tokens[0], "o": tokens[1], "b": sum(tokens)}[rule.measure]
 
 

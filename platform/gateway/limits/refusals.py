@@ -1,19 +1,22 @@
 """What a client is told when a limit says no: OpenAI's wording with the numbers it was decided on. Pure.
 
 States come from the desk: one dict per claim with {rule, kind, measure, amount, ask, enforce, starts, ends, used,
-held, taken, fits, wait_ms}. Amounts of spend are nano-units.
+held, taken, fits, wait_ms, reset_ms}. Amounts of spend are nano-units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from gateway.catalogue.pricing import format_amount
-from gateway.errors import GatewayError, InvalidRequest, RateLimited
+from gateway.errors import GatewayError, InvalidRequest, PermissionDenied, RateLimited
 from gateway.limits.claims import Unbounded
+from gateway.limits.durations import go_duration, retry_headers
 from gateway.limits.facts import Rule
+from gateway.limits.rate_headers import of_states
 
 State = dict[str, Any]
 NAMES = {
@@ -27,7 +30,9 @@ NAMES = {
     ("o", "c"): "output tokens per day (TPD)",
     ("f", "f"): "requests in flight",
 }
-IN_FLIGHT_WAIT_MS = 1_000
+IN_FLIGHT_WAIT_MS = 1_000  # nobody knows when an answer ends
+FOREVER = float("inf")
+NO_RETRY = {"x-should-retry": "false"}
 
 
 class QuotaExceeded(GatewayError):
@@ -39,92 +44,115 @@ class QuotaExceeded(GatewayError):
 
 
 def refusal(
-    states: list[State], rules: Mapping[int, Rule], *, model: str, tenant: str, now: datetime
+    states: Sequence[State], rules: Mapping[int, Rule], *, model: str, tenant: str, zone: ZoneInfo
 ) -> GatewayError:
-    """The error for the tightest limit: the one that takes longest to give way."""
+    """The error for the limit that takes longest to give way: who waits for that one fits into all of them."""
     failing = [state for state in states if state["enforce"] and not state["fits"]]
-    state = max(failing, key=lambda s: _patience(s, now))
+    state = max(failing, key=_patience)
     rule = rules[state["rule"]]
     if state["measure"] == "s":
-        return _quota(state, rule)
-    name = NAMES[state["measure"], state["kind"]]
-    kind = "tokens" if state["measure"] in "iob" else "requests"
-    head = f"for {model} in organization {tenant} on {name}"
-    if state["ask"] > state["amount"]:
-        return RateLimited(
-            f"Request too large {head}: Limit {state['amount']}, Requested {state['ask']}. "
-            "The input or output tokens must be reduced in order to run successfully.",
-            type=kind,
-            headers={"x-should-retry": "false"},
-        )
-    wait = _wait_ms(state, now)
+        error = _quota(state, rule, model, zone)
+    elif state["ask"] > state["amount"]:
+        error = _too_large(state, model, tenant)
+    else:
+        error = _rate(state, model, tenant)
+    error.headers |= of_states(states, rules)
+    return error
+
+
+def _rate(state: State, model: str, tenant: str) -> GatewayError:
+    wait = _wait_ms(state)
     return RateLimited(
-        f"Rate limit reached {head}: Limit {state['amount']}, Used {state['taken']}, Requested {state['ask']}. "
-        f"Please try again in {go_duration(wait)}.",
-        type=kind,
-        headers={"retry-after": str(-(-wait // 1000)), "retry-after-ms": str(wait)},
+        f"Rate limit reached {_head(state, model, tenant)}: Limit {state['amount']}, Used {state['taken']}, "
+        f"Requested {state['ask']}. Please try again in {go_duration(wait)}.",
+        type=_type(state),
+        headers=retry_headers(wait),
     )
 
 
-def _quota(state: State, rule: Rule) -> GatewayError:
+def _too_large(state: State, model: str, tenant: str) -> GatewayError:
+    head = _head(state, model, tenant)
+    if _type(state) == "requests":
+        text = (
+            f"Rate limit reached {head}: Limit {state['amount']}, Used {state['taken']}, Requested {state['ask']}. "
+        )
+        text += "No request is allowed."
+    else:
+        text = f"Request too large {head}: Limit {state['amount']}, Requested {state['ask']}. "
+        text += "The input or output tokens must be reduced in order to run successfully."
+    return RateLimited(text, type=_type(state), headers=dict(NO_RETRY))
+
+
+def _head(state: State, model: str, tenant: str) -> str:
+    return f"for {model} in organization {tenant} on {NAMES[state['measure'], state['kind']]}"
+
+
+def _type(state: State) -> str:
+    return "tokens" if state["measure"] in "iob" else "requests"
+
+
+def _quota(state: State, rule: Rule, model: str, zone: ZoneInfo) -> GatewayError:
     budget = "prepaid credit" if rule.per == "total" else f"budget per {rule.per.replace('_', ' ')}"
-    numbers = (
-        f"limit {format_amount(int(state['amount']), 2)} {rule.currency}, "
-        f"spent {format_amount(int(state['used']), 2)}, held by running requests {format_amount(int(state['held']), 2)}, "
-        f"this request needs {format_amount(int(state['ask']), 2)}"
-    )
-    end = f" It resets at {state['ends']}." if state["ends"] else ""
+    if rule.scope == "model":  # what others have spent is nobody's business
+        budget, numbers = f"{budget} of {model} for all who use it", f"{_money(state['ask'], rule)} needed"
+    else:
+        owner = "tenant" if rule.scope == "plan" else rule.scope
+        budget += f" of this {owner}" + (f" on {model}" if rule.model_id is not None else "")
+        numbers = (
+            f"limit {_money(state['amount'], rule)}, spent {_money(state['used'], rule)}, held by running requests "
+            f"{_money(state['held'], rule)}, needed {_money(state['ask'], rule)}"
+        )
     return QuotaExceeded(
-        f"You exceeded your current quota: the {budget} of this {rule.scope} does not cover the request ({numbers}).{end}",
-        headers={"x-should-retry": "false"},
+        f"You exceeded your current quota: the {budget} does not cover this request ({numbers}). "
+        + _ending(state, zone),
+        headers=dict(NO_RETRY),
     )
+
+
+def _money(nano: int, rule: Rule) -> str:
+    return f"{format_amount(int(nano), 2)} {rule.currency}"
+
+
+def _ending(state: State, zone: ZoneInfo) -> str:
+    if not state["ends"]:
+        return "It does not reset; please ask your administrator to top it up."
+    end = datetime.fromisoformat(state["ends"]).astimezone(zone)
+    return f"It resets at {end:%Y-%m-%d %H:%M} ({zone.key})."
 
 
 def unbounded(exc: Unbounded, *, model: str) -> GatewayError:
+    """A request that a spend limit or a hard limit cannot be sure of, and what to do about it."""
+    rule = exc.rule
+    what = f"{rule.mode} {rule.metric} limit" if rule.hold != "hard" else f"hard {rule.metric} limit"
+    if exc.lacks == "price":
+        return PermissionDenied(
+            f"The model `{model}` has no price in {rule.currency} yet, so it cannot be used under a spend limit. "
+            "Please ask your administrator to set one.",
+            code="model_not_priced",
+            param="model",
+        )
+    if exc.lacks == "output":
+        return InvalidRequest(
+            f"This request to {model} has no bound on its output, which a {what} needs. "
+            "Please set 'max_completion_tokens'.",
+            code="unbounded_request",
+            param="max_completion_tokens",
+        )
     return InvalidRequest(
-        f"This request to {model} cannot be admitted under a hard {exc.rule.metric} limit: {exc.reason}. "
-        "Set max_tokens, and send text only.",
+        f"This request to {model} has parts (images, audio or files) whose tokens cannot be bounded beforehand, "
+        f"which a {what} needs. Please send text only, or ask your administrator for an `expected` hold.",
         code="unbounded_request",
-        param="max_tokens",
+        param="messages",
     )
 
 
-def _wait_ms(state: State, now: datetime) -> int:
+def _wait_ms(state: State) -> int:
     if state["kind"] == "f":
         return IN_FLIGHT_WAIT_MS
-    if state["kind"] == "m":
-        return int(state["wait_ms"] or 61_000)
-    return max(1, int((datetime.fromisoformat(state["ends"]) - now).total_seconds() * 1000) + 1)
+    return max(1, int(state["wait_ms"] or 61_000))
 
 
-def _patience(state: State, now: datetime) -> float:
+def _patience(state: State) -> float:
     if state["measure"] == "s" or state["ask"] > state["amount"]:
-        return float("inf")
-    return _wait_ms(state, now)
-
-
-def go_duration(milliseconds: int) -> str:
-    """As Go writes durations, which is what OpenAI's headers have: 6ms, 8.64s, 1m0s, 23m16.298s."""
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
-    return (f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else "") + seconds
-
-
-def rate_headers(states: list[list[int]], rules: Mapping[int, Rule], at: int) -> dict[str, str]:
-    """OpenAI's x-ratelimit headers from the minute windows of an admitted request: [rule, amount, taken, ask, slot_at].
-
-    The tightest of each kind. Resets is the time until the window is empty again.
-    """
-    headers: dict[str, str] = {}
-    for name, measures in (("requests", "q"), ("tokens", "iob")):
-        mine = [state for state in states if rules[state[0]].measure in measures]
-        if not mine:
-            continue
-        rule, amount, taken, _, slot_at = min(mine, key=lambda state: state[1] - state[2])
-        headers[f"x-ratelimit-limit-{name}"] = str(amount)
-        headers[f"x-ratelimit-remaining-{name}"] = str(max(0, amount - taken))
-        headers[f"x-ratelimit-reset-{name}"] = go_duration(max(0, (slot_at + 61 - at) * 1000) if taken else 0)
-    return headers
+        return FOREVER
+    return _wait_ms(state)
