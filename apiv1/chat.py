@@ -9,7 +9,7 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from ninja import Router
 
-from apiv1.bodies import json_body
+from apiv1.bodies import json_body, printable
 from apiv1.requests import ApiRequest
 from apiv1.schemas import chat
 from apiv1.sse import event_stream
@@ -70,9 +70,3 @@ def log_outcome(request: ApiRequest, call: Call) -> None:
     if usage is not None:
         log.input_tokens = usage.input_tokens + usage.cached_input_tokens + usage.cache_write_tokens
         log.output_tokens = usage.output_tokens + usage.reasoning_tokens
-
-
-def printable(text: str, longest: int) -> str:
-    """A client's own label, for the books and the log: PostgreSQL's text holds no NUL, a log line no control."""
-    text = text[:longest]
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)

@@ -18,7 +18,6 @@ from typing import Any
 from uuid import UUID
 
 from gateway import routing
-from gateway.catalogue.snapshot import ModelFacts
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -38,7 +37,7 @@ from gateway.upstreams import tokens
 from gateway.upstreams.base import Stream, Usage
 from tenants.facts import Caller
 
-__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "permitted_models", "read"]
+__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "read"]
 
 log = logging.getLogger(__name__)
 
@@ -161,12 +160,6 @@ class Relay:
     def __del__(self) -> None:
         if not self._settled:  # dropped without aclose(): the books come first
             self._leave()
-
-
-async def permitted_models(caller: Caller, reload: Reload) -> list[ModelFacts]:
-    """The models that the key may call now."""
-    caller = await ensure_fresh(caller, reload)
-    return routing.permitted(await catalogue(), caller)
 
 
 async def ensure_fresh(caller: Caller, reload: Reload) -> Caller:

@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 
 from gateway.catalogue.pricing import Rates, hold
 from gateway.limits.facts import Rule
-from gateway.limits.windows import window_at
 
 Claim = dict[str, Any]
 REASONS = {
@@ -70,7 +69,14 @@ def claims_for(
 
 
 def _claim(rule: Rule, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime) -> Claim:
-    window = window_at(rule.per, now, zone, fiscal_day=rule.fiscal_day)
+    claim = empty_claim(rule, zone, now)
+    claim["ask"] = _ask(rule, need, rates)
+    return claim
+
+
+def empty_claim(rule: Rule, zone: ZoneInfo, now: datetime) -> Claim:
+    """Which window, at which amount; it asks for nothing."""
+    window = rule.window_at(now, zone)
     return {
         "rule": rule.id,
         "owner": rule.owner_id,
@@ -79,7 +85,7 @@ def _claim(rule: Rule, need: Need, rates: Rates | None, zone: ZoneInfo, now: dat
         "kind": rule.kind,
         "measure": rule.measure,
         "amount": rule.amount_at(now),
-        "ask": _ask(rule, need, rates),
+        "ask": 0,
         "enforce": rule.mode == "enforce",
     }
 

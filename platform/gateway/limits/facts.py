@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from django.db.models import Q
 
 from gateway.limits.models import LimitRule
+from gateway.limits.windows import Window, window_at
+
+UTC_ZONE = ZoneInfo("UTC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,20 @@ class Rule:
         if self.metric == "tokens":
             return {"input": "i", "output": "o", "both": "b"}[self.tokens]
         return {"requests": "q", "spend": "s", "in_flight": "f"}[self.metric]
+
+    @property
+    def shared(self) -> bool:
+        """A model's own limit for everybody: what it has counted is no tenant's to see."""
+        return self.scope == "model"
+
+    @property
+    def shown_in_headers(self) -> bool:
+        return self.mode == "enforce" and self.metric in ("requests", "tokens") and not self.shared
+
+    def window_at(self, now: datetime, zone: ZoneInfo) -> Window:
+        """In the caller's zone; what all tenants share is counted in one window for all, UTC's."""
+        mine = UTC_ZONE if self.scope == "model" else zone
+        return window_at(self.per, now, mine, fiscal_day=self.fiscal_day)
 
     def amount_at(self, now: datetime) -> int:
         """What is allowed now: the raised amount until its end, and credit that has not expired."""

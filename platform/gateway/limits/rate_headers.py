@@ -34,7 +34,7 @@ class Standing:
 
 
 def headers(standings: Iterable[Standing]) -> dict[str, str]:
-    shown = [s for s in standings if s.rule.mode == "enforce" and s.rule.scope != "model"]
+    shown = [standing for standing in standings if standing.rule.shown_in_headers]
     made: dict[str, str] = {}
     for name, measures in KINDS:
         mine = [standing for standing in shown if standing.rule.measure in measures]
@@ -53,7 +53,7 @@ def of_decided(decided: Iterable[Sequence[float]], rules: Mapping[int, Rule], at
     standings = []
     for rule_id, _, _, _, _, _, ends, amount, ask, used, held in decided:
         rule = rules.get(int(rule_id))
-        if rule is not None and rule.measure in "qiob":
+        if rule is not None and rule.shown_in_headers:
             until = int(now) + SLOT_SECONDS if rule.kind == "m" else ends
             standings.append(Standing(rule, int(amount), int(used + held + ask), max(0, round((until - now) * 1000))))
     return headers(standings)
@@ -64,5 +64,5 @@ def of_states(states: Iterable[Mapping[str, Any]], rules: Mapping[int, Rule]) ->
     return headers(
         Standing(rules[state["rule"]], int(state["amount"]), int(state["taken"]), int(state["reset_ms"] or 0))
         for state in states
-        if state["measure"] in "qiob"
+        if rules[state["rule"]].shown_in_headers
     )

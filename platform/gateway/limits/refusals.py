@@ -93,7 +93,7 @@ def _type(state: State) -> str:
 
 def _quota(state: State, rule: Rule, model: str, zone: ZoneInfo) -> GatewayError:
     budget = "prepaid credit" if rule.per == "total" else f"budget per {rule.per.replace('_', ' ')}"
-    if rule.scope == "model":  # what others have spent is nobody's business
+    if rule.shared:  # what others have spent is nobody's business
         budget, numbers = f"{budget} of {model} for all who use it", f"{_money(state['ask'], rule)} needed"
     else:
         owner = "tenant" if rule.scope == "plan" else rule.scope
