@@ -97,7 +97,6 @@ BEGIN
                     output_tokens + reasoning_tokens AS output, charge
                 FROM ledger_usagerecord) f
             WHERE %3$s AND f.request_id >= ledger_uuid_at(greatest($1 - interval '1 hour', 'epoch'))
-                AND ($2 IS NULL OR f.request_id < ledger_uuid_at($2 + interval '1 hour'))
             UNION ALL
             SELECT f.started_at, (%2$s)::numeric, 0 FROM (
                 SELECT a.tenant_id, a.key_id, a.started_at, a.charge_currency, 0 AS requests,
