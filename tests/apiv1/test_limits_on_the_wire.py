@@ -101,6 +101,7 @@ async def test_the_longest_wait_counts(ask: Any, acme: Tenant) -> None:
     response = await ask()
     assert "requests per day (RPD): Limit 1, Used 1, Requested 1" in response.json()["error"]["message"]
     assert 3600 < int(response["retry-after"]) <= 24 * 3600
+    assert response["x-should-retry"] == "false"  # an SDK must not sleep until midnight
 
 
 async def test_a_request_larger_than_the_limit_says_so(ask: Any, acme: Tenant) -> None:

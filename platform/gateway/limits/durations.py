@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST_RETRY_MS = 120_000  # OpenAI's Python package waits no longer
+
 
 def go_duration(milliseconds: int) -> str:
     """As Go writes durations, which is what OpenAI's headers have: 6ms, 8.64s, 1m0s, 23m16.298s."""
@@ -14,5 +16,11 @@ def go_duration(milliseconds: int) -> str:
 
 
 def retry_headers(milliseconds: int) -> dict[str, str]:
-    """Whole seconds, rounded up, for HTTP clients; milliseconds, which official SDKs prefer."""
-    return {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
+    """Whole seconds, rounded up, for HTTP clients; milliseconds, which official SDKs prefer.
+
+    Of longer waits SDKs make either nothing (a retry too early) or a program that sleeps until midnight.
+    """
+    headers = {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
+    if milliseconds > LONGEST_RETRY_MS:
+        headers["x-should-retry"] = "false"
+    return headers
