@@ -169,6 +169,16 @@ SECURE_REDIRECT_EXEMPT = [".*"]  # TLS is the proxy's work; never redirect an AP
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021"]
 LOGGING_CONFIG = None  # gateway.logs.configure() is called by GatewayConfig.ready
 
+# ---- e-mail: warnings of limits; none is sent without a host -----------------------------------------------
+EMAIL_HOST = environment.text("EMAIL_HOST")
+EMAIL_PORT = environment.integer("EMAIL_PORT", 587, low=1, high=65535)
+EMAIL_HOST_USER = environment.text("EMAIL_HOST_USER")
+EMAIL_HOST_PASSWORD = environment.text("EMAIL_HOST_PASSWORD")
+EMAIL_USE_TLS = environment.flag("EMAIL_USE_TLS", True)
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = environment.text("DEFAULT_FROM_EMAIL", "counterfoil@localhost")
+WARNING_EMAILS = environment.strings("WARNING_EMAILS")
+
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "rest_framework.authentication.TokenAuthentication",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -315,7 +314,7 @@ async def test_what_takes_too_long_to_compare_is_counted_as_skipped(
         with connection.cursor() as cursor:
             cursor.execute("ALTER FUNCTION ledger_compare_limits(bigint[]) RENAME TO ledger_compare_limits_fast")
             cursor.execute(
-                "CREATE FUNCTION ledger_compare_limits(p bigint[]) RETURNS SETOF ledger_drift LANGUAGE plpgsql STABLE AS"
+                "CREATE FUNCTION ledger_compare_limits(p bigint[]) RETURNS SETOF ledger_drift LANGUAGE plpgsql AS"
                 " $$ BEGIN PERFORM pg_sleep(5); END $$"
             )
 

@@ -216,4 +216,7 @@ class LimitCounter(models.Model):
 
 
 # Django finds an app's models here.
+from gateway.limits.notices import Delivery as Delivery  # noqa: E402
+from gateway.limits.notices import LimitWarning as LimitWarning  # noqa: E402
+from gateway.limits.notices import WebhookEndpoint as WebhookEndpoint  # noqa: E402
 from gateway.limits.refusals_log import Refusal as Refusal  # noqa: E402
