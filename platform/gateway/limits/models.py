@@ -19,6 +19,7 @@ from simple_history.models import HistoricalRecords
 
 from gateway.catalogue.models import Model
 from gateway.catalogue.pricing import format_amount
+from gateway.limits import sense
 from tenants.models import APIKey, Tenant
 
 DAY_OF_MONTH = [MinValueValidator(1), MaxValueValidator(28)]
@@ -172,8 +173,9 @@ class LimitRule(models.Model):
         return self.amount
 
     def clean(self) -> None:
-        if self.metric == self.Metric.SPEND and self.tenant and self.currency != self.tenant.currency:
-            raise ValidationError({"currency": f"The tenant is charged in {self.tenant.currency}."})
+        sense.tidied(self)
+        if found := sense.problems(self):
+            raise ValidationError(found)  # type: ignore[arg-type]
 
 
 class Credit(models.Model):

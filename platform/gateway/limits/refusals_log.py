@@ -95,7 +95,7 @@ def tidy(*, now: datetime, days: int = KEPT_DAYS, per_key: int = KEPT_PER_KEY) -
     return _delete(old, now - timedelta(days=days)) + _delete(beyond, per_key)
 
 
-def _delete(condition: str, value: object) -> int:
+def _delete(condition: str, value: datetime | int) -> int:
     total = 0
     with connection.cursor() as cursor:
         while True:
@@ -104,6 +104,7 @@ def _delete(condition: str, value: object) -> int:
                 f" (SELECT request_id FROM limits_refusal WHERE {condition} LIMIT {TIDIED_AT_ONCE})",
                 [value],
             )
-            total += cursor.rowcount
-            if cursor.rowcount < TIDIED_AT_ONCE:
+            gone: int = cursor.rowcount
+            total += gone
+            if gone < TIDIED_AT_ONCE:
                 return total

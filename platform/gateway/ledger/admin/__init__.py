@@ -1,6 +1,7 @@
 """The admin's pages of the books. Records of fact are read; what people decide becomes an adjustment."""
 
 from gateway.ledger.admin.adjustments import AdjustmentAdmin
+from gateway.ledger.admin.limits import LimitCounterAdmin, RefusalAdmin
 from gateway.ledger.admin.operations import CounterAdmin, DeadLetterAdmin, HoldAdmin, ProcessAdmin
 from gateway.ledger.admin.records import UsageRecordAdmin
 from gateway.ledger.admin.work import WorkItemAdmin
@@ -10,7 +11,9 @@ __all__ = [
     "CounterAdmin",
     "DeadLetterAdmin",
     "HoldAdmin",
+    "LimitCounterAdmin",
     "ProcessAdmin",
+    "RefusalAdmin",
     "UsageRecordAdmin",
     "WorkItemAdmin",
 ]
