@@ -167,7 +167,7 @@ def test_a_plan_warns_each_of_its_tenants(acme: Tenant, post: None) -> None:
         "billing@acme.example",
         "ops@counterfoil.example",
     }
-    assert not LimitWarning.objects.all().for_tenant(globex).exists()  # type: ignore[attr-defined]
+    assert not LimitWarning.objects.all().for_tenant(globex).exists()
 
 
 # ---- by e-mail ----
@@ -238,7 +238,7 @@ def test_a_neighbours_webhook_hears_nothing_and_ours_all(budget: LimitRule, rece
     used(budget, 50 * 10**9)
     warnings.look()
     assert [sent.address[-2:] for sent in Delivery.objects.all()] == ["us"]
-    assert not WebhookEndpoint.objects.all().for_tenant(budget.tenant).exists()  # type: ignore[attr-defined]
+    assert not WebhookEndpoint.objects.all().for_tenant(budget.tenant).exists()
 
 
 def test_it_is_tried_again_ever_later_and_then_no_more(budget: LimitRule, acme: Tenant, receiver: Receiver) -> None:

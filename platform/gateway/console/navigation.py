@@ -47,7 +47,15 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ),
     (
         "Operations",
-        (("ledger.Hold", "pending"), ("ledger.Process", "memory"), ("ledger.Counter", "pin")),
+        (
+            ("ledger.Hold", "pending"),
+            ("ledger.Process", "memory"),
+            ("ledger.Counter", "pin"),
+            ("ledger.DriftFinding", "difference"),
+            ("limits.LimitWarning", "notification_important"),
+            ("limits.Delivery", "outgoing_mail"),
+            ("limits.WebhookEndpoint", "webhook"),
+        ),
     ),
     (
         "People",

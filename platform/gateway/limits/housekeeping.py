@@ -78,6 +78,7 @@ def _delete(statement: str, before: datetime) -> int:
     with connection.cursor() as cursor:
         while True:
             cursor.execute(statement, [before])
-            total += cursor.rowcount
-            if cursor.rowcount < AT_ONCE:
+            count: int = cursor.rowcount
+            total += count
+            if count < AT_ONCE:
                 return total

@@ -22,7 +22,12 @@ def new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-class OwnedQuerySet(models.QuerySet[models.Model]):
+class WebhookEndpointQuerySet(models.QuerySet["WebhookEndpoint"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(tenant=tenant)
+
+
+class LimitWarningQuerySet(models.QuerySet["LimitWarning"]):
     def for_tenant(self, tenant: Tenant) -> Self:
         return self.filter(tenant=tenant)
 
@@ -38,13 +43,13 @@ class WebhookEndpoint(models.Model):
         related_name="+",
         help_text="Empty: the warnings of all tenants.",
     )
-    url = models.URLField(max_length=500)
+    url = models.CharField("URL", max_length=500)
     secret = EncryptedTextField(blank=True, default=new_secret, editable=False)
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
     history = HistoricalRecords(excluded_fields=["secret"])
 
-    objects = OwnedQuerySet.as_manager()
+    objects = WebhookEndpointQuerySet.as_manager()
 
     class Meta:
         ordering = ["tenant", "url"]
@@ -80,7 +85,7 @@ class LimitWarning(models.Model):
     held = models.DecimalField(max_digits=38, decimal_places=0)
     created_at = models.DateTimeField()
 
-    objects = OwnedQuerySet.as_manager()
+    objects = LimitWarningQuerySet.as_manager()
 
     class Meta:
         ordering = ["-created_at", "-id"]

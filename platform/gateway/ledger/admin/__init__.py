@@ -2,6 +2,12 @@
 
 from gateway.ledger.admin.adjustments import AdjustmentAdmin
 from gateway.ledger.admin.limits import LimitCounterAdmin, RefusalAdmin
+from gateway.ledger.admin.notices import (
+    DeliveryAdmin,
+    DriftFindingAdmin,
+    LimitWarningAdmin,
+    WebhookEndpointAdmin,
+)
 from gateway.ledger.admin.operations import CounterAdmin, DeadLetterAdmin, HoldAdmin, ProcessAdmin
 from gateway.ledger.admin.records import UsageRecordAdmin
 from gateway.ledger.admin.work import WorkItemAdmin
@@ -10,10 +16,14 @@ __all__ = [
     "AdjustmentAdmin",
     "CounterAdmin",
     "DeadLetterAdmin",
+    "DeliveryAdmin",
+    "DriftFindingAdmin",
     "HoldAdmin",
     "LimitCounterAdmin",
+    "LimitWarningAdmin",
     "ProcessAdmin",
     "RefusalAdmin",
     "UsageRecordAdmin",
+    "WebhookEndpointAdmin",
     "WorkItemAdmin",
 ]

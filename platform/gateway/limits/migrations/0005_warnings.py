@@ -20,7 +20,7 @@ class Migration(migrations.Migration):
             name="HistoricalWebhookEndpoint",
             fields=[
                 ("id", models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name="ID")),
-                ("url", models.URLField(max_length=500)),
+                ("url", models.CharField(max_length=500, verbose_name="URL")),
                 ("enabled", models.BooleanField(default=True)),
                 ("created_at", models.DateTimeField(blank=True, editable=False)),
                 ("history_id", models.AutoField(primary_key=True, serialize=False)),
@@ -93,7 +93,7 @@ class Migration(migrations.Migration):
             name="WebhookEndpoint",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("url", models.URLField(max_length=500)),
+                ("url", models.CharField(max_length=500, verbose_name="URL")),
                 (
                     "secret",
                     gateway.catalogue.fields.EncryptedTextField(
