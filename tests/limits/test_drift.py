@@ -445,3 +445,29 @@ async def test_what_all_tenants_share_is_counted_in_one_window(
     await settled(desk, await db(lambda: limited(globex)))
     assert await db(counters) == {mine.pk: (2, 0)}
     assert await db(lambda: LimitCounter.objects.get().window_start.hour) == 0
+
+
+async def test_a_limit_for_everybody_that_is_made_under_load_misses_nothing(
+    desk: Desk, limited: MakeOrder, rule: MakeRule, globex: APIKey, chat_model: Model
+) -> None:
+    """Another tenant's requests are admitted and settled by another desk while the counter is made."""
+
+    async def at_once(where: Desk, order: Order) -> None:
+        if (await where.admit(order))[0] == "ok":  # else it was asked for too late, with rules of before
+            await where.settle(order, WHOLE)
+
+    other = Desk()
+    try:
+        mine, theirs = await db(lambda: ([limited() for _ in range(40)], [limited(globex) for _ in range(40)]))
+        running = asyncio.gather(*(at_once(other, order) for order in theirs))
+        await asyncio.gather(*(settled(desk, order) for order in mine[:20]))
+        everybody = await db(lambda: rule(model=chat_model, metric="tokens", per="day", amount=10**9))
+        late = await db(lambda: [limited() for _ in range(20)])
+        await asyncio.gather(*(settled(desk, order) for order in late))
+        await running
+        fresh = await db(lambda: limited(globex))
+        await settled(other, fresh)
+    finally:
+        await db(lambda: other.stop(5))
+    assert (await db(counters))[everybody.pk] == (15 * await db(UsageRecord.objects.count), 0)
+    assert (await db(verify)).drift == []
