@@ -172,8 +172,12 @@ class LimitRule(models.Model):
             return self.raised_amount
         return self.amount
 
-    def clean(self) -> None:
+    def tidy(self) -> None:
+        """Fields that mean nothing for the metric are put to what they are when nobody sets them."""
         sense.tidied(self)
+
+    def clean(self) -> None:
+        self.tidy()
         if found := sense.problems(self):
             raise ValidationError(found)  # type: ignore[arg-type]
 
