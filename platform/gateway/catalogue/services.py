@@ -69,7 +69,7 @@ def reencrypt_credentials() -> int:
         for model in apps.get_models():
             for field in model._meta.concrete_fields:
                 if isinstance(field, EncryptedTextField):
-                    rows = list(model._default_manager.select_for_update().exclude(**{field.name: ""}))
+                    rows = list(model._default_manager.select_for_update().order_by("pk").exclude(**{field.name: ""}))
                     model._default_manager.bulk_update(rows, [field.name])
                     total += len(rows)
     return total
