@@ -70,7 +70,16 @@ class AdjustmentForm(forms.ModelForm[Adjustment]):
 @admin.register(Adjustment)
 class AdjustmentAdmin(FactAdmin):
     form = AdjustmentForm
-    list_display = ["created_at", "kind_label", "corrects", "tenant", "model", "charge_amount", "tokens", "created_by"]
+    list_display = [
+        "created_at",
+        "kind_label",
+        "corrects",
+        "tenant",
+        "model",
+        "charge_amount",
+        "tokens",
+        "created_by",
+    ]
     list_filter = [("tenant", AutocompleteSelectFilter), ModelFilter, ("kind", ChoicesDropdownFilter)]
     list_select_related = ["tenant", "created_by"]
     ordering = ["-created_at", "-id"]
@@ -121,7 +130,7 @@ class AdjustmentAdmin(FactAdmin):
     @display(description="request")
     def corrects(self, adjustment: Adjustment) -> str:
         url = reverse("admin:ledger_usagerecord_change", args=[adjustment.request_id])
-        return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(adjustment.request_id)[-12:])
+        return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(adjustment.request_id)[-8:])
 
     @display(description="charge")
     def charge_amount(self, adjustment: Adjustment) -> str:
