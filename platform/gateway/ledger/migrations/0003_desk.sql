@@ -144,10 +144,11 @@ BEGIN
     WITH held AS (
         INSERT INTO ledger_hold (request_id, process_id, tenant_id, key_id, model, started_at, local_date,
             charge_currency, cost_currency, catalogue_model_id, deployment_id, provider_id, endpoint, stream,
-            input_tokens, output_tokens, amount, charge_price_id, cost_price_id)
+            input_tokens, output_tokens, amount, charge_price_id, cost_price_id, client_request_id, end_user)
         SELECT i.request_id, p_process, i.tenant_id, i.key_id, i.model, now(), (now() AT TIME ZONE i.timezone)::date,
             i.charge_currency, i.cost_currency, i.catalogue_model_id, i.deployment_id, i.provider_id, i.endpoint,
-            i.stream, i.input_tokens, i.output_tokens, i.amount, i.charge_price_id, i.cost_price_id
+            i.stream, i.input_tokens, i.output_tokens, i.amount, i.charge_price_id, i.cost_price_id,
+            i.client_request_id, i.end_user
         FROM unnest(admits) i
         ON CONFLICT (request_id) DO NOTHING
         RETURNING tenant_id, key_id, charge_currency, amount
@@ -215,21 +216,28 @@ BEGIN
     INTO settled FROM booked;
     deltas := deltas || settled;
 
-    -- Rare: the sweeper had taken us for dead. One adjustment turns its estimate into the real usage.
-    IF COALESCE(array_length(settled, 1), 0) < (SELECT count(*) FROM unnest(p_items) i WHERE i.op = 's') THEN
+    -- Rare: the sweeper had taken us for dead. One adjustment turns its estimate into the real usage; of a request
+    -- that was given up before anything was sent, into nothing.
+    IF COALESCE(array_length(settled, 1), 0) < (SELECT count(*) FROM unnest(p_items) i WHERE i.op IN ('s', 'r')) THEN
         WITH corrected AS (
             INSERT INTO ledger_adjustment (id, request_id, kind, tenant_id, key_id, model, started_at, local_date,
                 charge_currency, cost_currency, input_tokens, cached_input_tokens, cache_write_tokens,
                 output_tokens, reasoning_tokens, charge, cost, lines, reason, created_at)
             SELECT gen_random_uuid(), r.request_id, 'late_settlement', r.tenant_id, r.key_id, r.model, r.started_at,
                 r.local_date, r.charge_currency, i.cost_currency,
-                i.input_tokens - r.input_tokens, i.cached_input_tokens - r.cached_input_tokens,
-                i.cache_write_tokens - r.cache_write_tokens, i.output_tokens - r.output_tokens,
-                i.reasoning_tokens - r.reasoning_tokens,
-                COALESCE(i.charge, 0) - COALESCE(r.charge, 0), COALESCE(i.cost, 0) - COALESCE(r.cost, 0),
-                i.lines, 'settled after its process had been taken for dead: ' || i.status, now()
-            FROM unnest(p_items) i JOIN ledger_usagerecord r ON r.request_id = i.request_id
-            WHERE i.op = 's' AND r.status = 'unknown'
+                u.input - r.input_tokens, u.cached_input - r.cached_input_tokens,
+                u.cache_write - r.cache_write_tokens, u.output - r.output_tokens, u.reasoning - r.reasoning_tokens,
+                u.charge - COALESCE(r.charge, 0), u.cost - COALESCE(r.cost, 0),
+                COALESCE(i.lines, '[]'), CASE i.op WHEN 'r' THEN 'given up before anything was sent to the provider'
+                    ELSE 'settled after its process had been taken for dead: ' || i.status END, now()
+            FROM unnest(p_items) i JOIN ledger_usagerecord r ON r.request_id = i.request_id,
+                LATERAL (SELECT COALESCE(i.charge, 0) AS charge, COALESCE(i.cost, 0) AS cost,
+                    CASE i.op WHEN 's' THEN i.input_tokens ELSE 0 END AS input,
+                    CASE i.op WHEN 's' THEN i.cached_input_tokens ELSE 0 END AS cached_input,
+                    CASE i.op WHEN 's' THEN i.cache_write_tokens ELSE 0 END AS cache_write,
+                    CASE i.op WHEN 's' THEN i.output_tokens ELSE 0 END AS output,
+                    CASE i.op WHEN 's' THEN i.reasoning_tokens ELSE 0 END AS reasoning) u
+            WHERE i.op IN ('s', 'r') AND r.status = 'unknown'
             -- a person who resolved it first has decided; both would count twice
             AND NOT EXISTS (SELECT FROM ledger_adjustment a
                             WHERE a.request_id = r.request_id AND a.kind = 'resolution')

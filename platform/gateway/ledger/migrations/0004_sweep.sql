@@ -52,7 +52,7 @@ BEGIN
         SELECT request_id, tenant_id, key_id, model, started_at, local_date, charge_currency, cost_currency,
             process_id, catalogue_model_id, deployment_id, provider_id, endpoint, stream, 'unknown', true, 0,
             'process_died', now(), input_tokens, 0, 0, output_tokens, 0, 0, 0, charge_price_id, cost_price_id,
-            '[]', '', ''
+            '[]', client_request_id, end_user
         FROM gone ON CONFLICT (request_id) DO NOTHING
         RETURNING request_id, tenant_id, input_tokens + output_tokens AS tokens
     ), queued AS (
