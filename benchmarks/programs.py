@@ -94,7 +94,7 @@ class Load:
     def __init__(
         self, url: str, key: str, model: str, load: str, *, seconds: float, warm: float, trees: Mapping[str, int]
     ) -> None:
-        command = [BIN / "load", "-u", f"{url}/chat/completions", "-k", key, "-m", model, *load.split()]
+        command = [str(BIN / "load"), "-u", f"{url}/chat/completions", "-k", key, "-m", model, *load.split()]
         command += ["-d", str(seconds), "-w", str(warm)]
         for label, pid in trees.items():
             command += ["-P", f"{label}={pid}"]

@@ -18,6 +18,10 @@ def median(runs: list[Figures], name: str, inner: str = "") -> float:
     return statistics.median(values) if values else float("nan")
 
 
+def ratio(value: float, base: float, places: int = 0) -> str:
+    return f"{value / base:.{places}f}" if base else "-"
+
+
 def ms(runs: list[Figures], name: str) -> float:
     return median(runs, name) / 1000
 
@@ -75,9 +79,9 @@ def whole_answers(results: Results) -> Iterator[str]:
                 f"{p50 - d50:+.2f}",
                 f"{p99 - d99:+.2f}",
                 f"{d50:.3f}",
-                f"{p50 / d50:.0f}",
-                f"{p99 / d99:.0f}",
-                f"{sum(cpu) / median(direct, 'mock', 'ms_req'):.0f}",
+                ratio(p50, d50),
+                ratio(p99, d99),
+                ratio(sum(cpu), median(direct, "mock", "ms_req")),
             ]
         )
     yield from table("Whole answers (CPU in ms per request; x: ratio to the direct call)", head, rows)
@@ -116,7 +120,7 @@ def streams(results: Results) -> Iterator[str]:
                 f"{p99 - ms(direct, 'ttfb99'):+.2f}",
                 f"{ms(ours, 'gap99'):.2f}",
                 f"{ms(ours, 'gap99') - ms(direct, 'gap99'):+.2f}",
-                f"{sum(cpu) / median(direct, 'mock', 'us_event'):.0f}",
+                ratio(sum(cpu), median(direct, "mock", "us_event")),
             ]
         )
     yield from table("Streams (CPU in us per event that a client received)", head, rows)
@@ -136,8 +140,8 @@ def slow(results: Results) -> Iterator[str]:
                     f"{median(late, 'postgres', 'ms_req'):.3f}",
                     f"{ms(late, 'p50'):.2f}",
                     f"{ms(late, 'p99'):.2f}",
-                    f"{median(late, 'p50') / median(usual, 'p50'):.1f}",
-                    f"{median(late, 'p99') / median(usual, 'p99'):.1f}",
+                    ratio(median(late, "p50"), median(usual, "p50"), 1),
+                    ratio(median(late, "p99"), median(usual, "p99"), 1),
                 ]
             )
     if rows:
@@ -159,8 +163,8 @@ def saturated(results: Results) -> Iterator[str]:
                     f"{median(busy, 'rps'):.0f} req",
                     f"{ms(busy, 'p50'):.2f}",
                     f"{ms(busy, 'p99'):.2f}",
-                    f"{median(busy, 'p50') / median(usual, 'p50'):.1f}",
-                    f"{median(busy, 'p99') / median(usual, 'p99'):.1f}",
+                    ratio(median(busy, "p50"), median(usual, "p50"), 1),
+                    ratio(median(busy, "p99"), median(usual, "p99"), 1),
                 ]
             )
     load = results.of("saturated", SATURATION.name, "same process")
@@ -202,10 +206,12 @@ def targets(results: Results) -> Iterator[str]:
 def noise(results: Results) -> str:
     runs = results.all()
     seconds = sum(run["secs"] for run in runs)
+    yardstick = statistics.median(results.yardstick or [0.0])
     busy, steal = (sum(run[name] for run in runs) for name in ("machine_busy", "steal"))
     ours = sum(run["load_cpu"] for run in runs)
     ours += sum(part["cpu_s"] for run in runs for part in run.values() if isinstance(part, dict))
     return (
         f"noise: {busy / seconds:.2f} of {os.cpu_count()} cores busy, {max(0, busy - ours) / seconds:.2f} of them "
-        f"with something else, steal {steal:.1f} s; wall times move with it, CPU times less"
+        f"with something else, steal {steal:.1f} s, yardstick {yardstick:.1f} ms (README.md); wall times move with "
+        "the first, CPU times with the last"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ class Results:
 
     runs: defaultdict[tuple[str, str, str], list[Figures]] = field(default_factory=lambda: defaultdict(list))
     upstream_saw: int = 0  # requests that came through Counterfoil
+    yardstick: list[float] = field(default_factory=list)  # ms of CPU, before each run
     failures: list[str] = field(default_factory=list)
 
     def of(self, part: str, scenario: str, target: str) -> list[Figures]:
@@ -44,13 +46,22 @@ class Runner:
     def __init__(self, stand: Stand, plan: Plan, results: Results) -> None:
         self.stand, self.plan, self.results = stand, plan, results
         self.server: Server = stand.start_server("server")
+        self._deadline = time.monotonic() + plan.most_s
 
     def warm_up(self) -> None:
         for scenario in (SIXTY_FOUR, MAIN[-1]):
             self._ours("warm-up", scenario, seconds=0.7)
 
+    def _rounds(self, most: int) -> Iterator[int]:
+        """At least one; no more than the time allows."""
+        for number in range(most):
+            if number and time.monotonic() > self._deadline:
+                say("out of time: no further round")
+                return
+            yield number
+
     def main(self) -> None:
-        for number in range(self.plan.rounds):
+        for number in self._rounds(self.plan.rounds):
             for scenario in MAIN:
                 for target in (DIRECT, OURS) if number % 2 == 0 else (OURS, DIRECT):
                     say(f"round {number + 1} of {self.plan.rounds}: {scenario.title}, {target}")
@@ -59,7 +70,7 @@ class Runner:
     def commit_delay(self) -> None:
         """As on a slow disk: each flush waits 5 ms."""
         with slow_commits(self.stand):
-            for number in range(max(1, self.plan.rounds - 1)):
+            for number in self._rounds(max(1, self.plan.rounds - 1)):
                 for scenario in COMMIT_DELAY:
                     say(f"commit_delay = 5000, round {number + 1}: {scenario.title}")
                     self._run("commit_delay", scenario, OURS)
@@ -68,7 +79,7 @@ class Runner:
         """Whole answers while streams keep the event loop busy; and those of an idle process on the same books."""
         neighbour = self.stand.start_server("neighbour")
         self._ours("warm-up", ONE, seconds=0.5, server=neighbour)
-        for number in range(max(1, self.plan.rounds - 1)):
+        for number in self._rounds(max(1, self.plan.rounds - 1)):
             say(f"event loop saturated, round {number + 1}")
             self.stand.mock.set(SATURATION.mock)
             before = self.stand.mock.served()
@@ -83,8 +94,10 @@ class Runner:
             self.results.upstream_saw += self.stand.mock.served() - before
 
     def _run(self, part: str, scenario: Scenario, target: str) -> None:
+        seconds = self.plan.seconds_of(scenario)
+        self.results.yardstick.append(yardstick())
         if target == OURS:
-            self._ours(part, scenario, seconds=self.plan.seconds)
+            self._ours(part, scenario, seconds=seconds)
             return
         self.stand.mock.set(scenario.mock)
         load = Load(
@@ -92,7 +105,7 @@ class Runner:
             "-",
             "gpt-4o-mini",
             scenario.load,
-            seconds=self.plan.seconds,
+            seconds=seconds,
             warm=self.plan.warm,
             trees={"mock": self.stand.mock.pid},
         )
@@ -124,10 +137,10 @@ def slow_commits(stand: Stand) -> Iterator[None]:
 def _as_superuser(stand: Stand, statements: Sequence[str]) -> None:
     from gateway.embedded import layout
 
-    login = {"host": str(layout.sockets(stand.home)), "user": layout.SUPERUSER, "dbname": layout.DATABASE}
-    with psycopg.connect(**login, autocommit=True) as connection:
+    place = str(layout.sockets(stand.home))
+    with psycopg.connect(host=place, user=layout.SUPERUSER, dbname=layout.DATABASE, autocommit=True) as connection:
         for statement in [*statements, "SELECT pg_reload_conf()"]:
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement.encode())
 
 
 def check_books(results: Results) -> str:
@@ -149,6 +162,15 @@ def check_books(results: Results) -> str:
         f"books: the upstream saw {results.upstream_saw} requests, the ledger has {found.records} records "
         f"({completed} completed), drift: {len(found.drift)}"
     )
+
+
+def yardstick() -> float:
+    """Milliseconds of CPU for a fixed piece of Python: how fast this machine is now, its neighbours included."""
+    began = time.thread_time()
+    table: dict[int, list[int]] = {}
+    for number in range(20_000):
+        table.setdefault(number % 997, []).append(len(str(number)))
+    return (time.thread_time() - began) * 1000
 
 
 def say(text: str) -> None:

@@ -86,6 +86,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "servestatic",  # its checks
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
     "django.contrib.postgres",
     "simple_history",
     "corsheaders",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import messages
+from django.contrib.admin import ShowFacets
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -20,6 +21,7 @@ class KeptAdmin(ModelAdmin):
     warn_unsaved_form = True
     list_filter_submit = True
     show_full_result_count = False
+    show_facets = ShowFacets.NEVER  # a count of all rows for each choice
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         """Without "delete selected": one at a time, so that each refusal can say why."""

@@ -101,6 +101,7 @@ class APIKeyAdmin(HistoryAdmin):
     search_fields = ["public_id", "name", "tenant__slug"]
     search_help_text = "Public id, last four characters, name or tenant"
     list_select_related = ["tenant"]
+    ordering = ["-id"]  # newest first, by an index
     autocomplete_fields = ["tenant"]
     fieldsets = [
         (None, {"fields": [("tenant", "name"), "expires_at", "allowed_models"]}),

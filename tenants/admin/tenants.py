@@ -106,7 +106,9 @@ class TenantAdmin(HistoryAdmin):
     def limits_link(self, tenant: Tenant) -> str:
         if tenant.pk is None:
             return "After saving, set limits or give it a plan under Limits."
-        return limits_of("tenant", tenant.pk)
+        membership: Any = getattr(tenant, "plan_membership", None)  # of a layer above
+        plan = f"Plan: {membership.plan}" if membership is not None else "No plan"
+        return format_html("{} · {}", plan, limits_of("tenant", tenant.pk))
 
     def why_kept(self, obj: Tenant) -> str:
         if obj.keys.exists():

@@ -55,14 +55,19 @@ class Shop:
     def record(self, request_id: str | None) -> Row:
         """The ledger's record of an x-request-id. After a client has left it may still be on its way."""
         assert request_id is not None
+        return self._record("request_id", request_id.removeprefix("req_"))
+
+    def record_of(self, user: str) -> Row:
+        """Of a request that never got as far as an x-request-id."""
+        return self._record("end_user", user)
+
+    def _record(self, column: str, value: str) -> Row:
         for _ in range(500):
-            rows = self.house.query(
-                "SELECT * FROM ledger_usagerecord WHERE request_id = %s", [request_id.removeprefix("req_")]
-            )
+            rows = self.house.query(f"SELECT * FROM ledger_usagerecord WHERE {column} = %s", [value])
             if rows:
                 return rows[0]
             time.sleep(0.02)
-        raise AssertionError(f"no record of {request_id}")
+        raise AssertionError(f"no record with {column} {value}")
 
     def serve(self, *scripts: Script) -> Callable[[], list[Served]]:
         """The provider will answer the next requests so; call what it returns for those that came since."""

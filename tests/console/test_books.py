@@ -176,8 +176,8 @@ def test_it_rates_now_that_there_is_a_price(browser: Client, key: APIKey, model:
 
     assert Adjustment.objects.filter(kind="rating", charge=510_000).count() == 2
     assert not WorkItem.objects.filter(resolved_at=None).exists()
-    assert str(items[0].request_id)[-12:] not in text_of(browser.get(page))
-    assert str(items[0].request_id)[-12:] in text_of(browser.get(page, {"state": "resolved"}))
+    assert str(items[0].request_id)[-8:] not in text_of(browser.get(page))
+    assert str(items[0].request_id)[-8:] in text_of(browser.get(page, {"state": "resolved"}))
 
 
 def test_it_resolves_an_unknown_record(browser: Client, key: APIKey, model: Model) -> None:

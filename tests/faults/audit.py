@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -104,10 +105,12 @@ class Audit:
         """Whose process died under it? Only those may be unknown."""
         by_pid = {process.pid: process for process in processes}
         pids = {row["id"]: row["pid"] for row in self.house.query("SELECT id, pid FROM ledger_process")}
+        clock = time.time() - time.monotonic()
         for case in self.cases.values():
-            if case.status == "unknown" and not case.adjustments:
+            if case.status == "unknown":
                 process = by_pid[pids[case.records[0]["process_id"]]]
-                case.left_behind = _left_behind(case.sent, process, [*silences, *process.silences])
+                swept_at = case.records[0]["ended_at"].timestamp() - clock
+                case.left_behind = _left_behind(case, process, swept_at, silences)
 
 
 def _marker(row: Row) -> str:
@@ -178,12 +181,18 @@ def _faults_of_record(case: Case) -> Iterator[str]:
             yield "interrupted, and what was delivered is not there"
 
 
-def _left_behind(sent: Sent, process: Process, silences: Sequence[Span]) -> str:
+def _left_behind(case: Case, process: Process, swept_at: float, silences: Sequence[Span]) -> str:
     """A request that ended for its client while its process lived on is settled soon, if anything can be written."""
-    if process.end != "killed":
-        return f"unknown, though server {process.number} was {process.end} in peace"
-    silent = sum(max(0.0, min(end, process.ended_at) - max(start, sent.ended_at)) for start, end in silences)
-    seconds = process.ended_at - sent.ended_at - silent
-    if seconds > SOON_SECONDS:
-        return f"unknown, though it had ended {seconds:.1f} s before server {process.number} was killed"
+    if not process.ended_at or swept_at < process.ended_at:
+        frozen = any(start < swept_at < end + SOON_SECONDS for start, end in process.silences)
+        return "" if frozen else f"swept, while server {process.number} was alive"
+    if case.adjustments:
+        return "settled after its process was killed"
+    silent = sum(
+        max(0.0, min(end, process.ended_at) - max(start, case.sent.ended_at))
+        for start, end in [*silences, *process.silences]
+    )
+    seconds = process.ended_at - case.sent.ended_at - silent
+    if process.end != "killed" or seconds > SOON_SECONDS:
+        return f"unknown, though it had ended {seconds:.1f} s before server {process.number} was {process.end}"
     return ""

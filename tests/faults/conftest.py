@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
+from gateway.embedded import locks
 from tests.faults import load
 from tests.faults.cluster import Cluster
 from tests.faults.fleet import Fleet
@@ -33,6 +35,8 @@ class Ground:
 @pytest.fixture(scope="session")
 def whole_ground() -> Iterator[Ground]:
     home = Path(settings.COUNTERFOIL_HOME) / "faults"
+    alone = locks.open_file(settings.COUNTERFOIL_HOME, "faults")
+    locks.wait(alone, shared=False, seconds=600, doing="Another run of this suite")
     cluster = Cluster(home)
     try:
         cluster.start()
@@ -49,6 +53,7 @@ def whole_ground() -> Iterator[Ground]:
             yield Ground(cluster, house, upstream, key, home / "logs")
     finally:
         cluster.close()
+        os.close(alone)
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ class Process:
         self.end = "stopped"
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(STOP_SECONDS)
+        status = self.popen.wait(STOP_SECONDS)
+        self.ended_at = time.monotonic()
+        return status
 
 
 class Fleet:
@@ -75,6 +77,7 @@ class Fleet:
 
     def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
         self.environment = server_environment(environment)
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # each of many starts would compile all of it again
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)

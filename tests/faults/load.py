@@ -87,7 +87,7 @@ class Sent:
 class Load:
     """`workers` clients in a thread with a loop of its own, from `start` to `stop`."""
 
-    def __init__(self, port: int, key: str, seed: int, *, workers: int, pause: float = 0.05) -> None:
+    def __init__(self, port: int, key: str, seed: int, *, workers: int, pause: float = 0.08) -> None:
         self.port, self.key, self.pause = port, key, pause
         self.sent: list[Sent] = []
         self.whole_only = False  # only models that answer whole, and nobody hangs up

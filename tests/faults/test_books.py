@@ -27,7 +27,7 @@ from tests.servers import ROOT, server_environment
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
 SEED = int(os.environ.get("FAULTS_SEED", str(random.SystemRandom().randrange(10**6))))
 MOST_SECONDS = 280
-CLIENTS = 24
+CLIENTS = 20
 LEASE_SECONDS = 7  # of the sweeper here: a process beats every 5 s
 
 
@@ -38,30 +38,45 @@ class Trouble:
         self.cluster, self.fleet, self.draw = ground.cluster, fleet, draw
         self.counts: Counter[str] = Counter()
         self.frozen: Process | None = None
+        self.kills = 0
+        self._victims: list[Process] = []
         self._thaw_at = 0.0
         faults = [self.stop, self.power_cut, self.freeze, self.crash]
         self._plan = [*faults, self.long_freeze, *faults, self.long_stop]
 
-    def next(self) -> None:
+    def next(self, victims: list[Process]) -> int:
+        """The next fault of the database; most take a server with them. How many were killed."""
+        before = self.kills
+        self._victims = victims
         if self._plan:
             self._plan.pop(0)()
+        return self.kills - before
+
+    def _wait(self, seconds: float) -> None:
+        """The database is away. Somewhere in the middle of it a server is killed, with what it had yet to write."""
+        moment = self.draw.uniform(0, seconds)
+        time.sleep(moment)
+        if self._victims:
+            self._victims.pop().kill()
+            self.kills += 1
+        time.sleep(seconds - moment)
 
     def stop(self, seconds: float | None = None) -> None:
         self.counts["databases stopped"] += 1
         self.cluster.stop(signal.SIGINT)
-        time.sleep(self.draw.uniform(0, 3) if seconds is None else seconds)
+        self._wait(self.draw.uniform(0, 3) if seconds is None else seconds)
         self.cluster.start()
 
     def power_cut(self) -> None:
         self.counts["databases cut off"] += 1
         self.cluster.stop(signal.SIGQUIT)
-        time.sleep(self.draw.uniform(0, 2))
+        self._wait(self.draw.uniform(0, 2))
         self.cluster.start()
 
     def freeze(self, seconds: float | None = None) -> None:
         self.counts["databases frozen"] += 1
         self.cluster.freeze()
-        time.sleep(self.draw.uniform(0.2, 3) if seconds is None else seconds)
+        self._wait(self.draw.uniform(0.2, 3) if seconds is None else seconds)
         self.cluster.thaw()
 
     def crash(self) -> None:
@@ -117,7 +132,7 @@ def kill_them(fleet: Fleet, trouble: Trouble, draw: random.Random) -> int:
         fresh = [fleet.start(), fleet.start()]
         turn += 1
         if turn % 2 == 0:
-            trouble.next()
+            kills += trouble.next(old)
         for process in fresh:
             process.wait_until_listening()
         trouble.thaw_server()

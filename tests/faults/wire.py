@@ -77,6 +77,9 @@ class Wire:
             reply.end = "left"
         except (_Cut, OSError, asyncio.IncompleteReadError):
             reply.end = "cut" if self._writer is not None else "refused"
+        except asyncio.CancelledError:
+            self.hang_up()
+            raise
         if reply.end != "whole" or not self.keep or reply.headers.get("connection") == "close":
             self.hang_up(reset=goodbye.reset)
         return reply

@@ -18,6 +18,7 @@ from gateway.ledger.models import Adjustment, Counter, DeadLetter, Hold, UsageRe
 from gateway.ledger.services import rate_unpriced
 from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
+from gateway.ledger.writer import Ticket
 from tests.ledger.looking import WHOLE, MakeOrder, db, other_connection, until
 
 
@@ -231,6 +232,29 @@ async def test_a_settlement_after_the_sweep_becomes_an_adjustment(desk: Desk, or
     assert (await db(WorkItem.objects.get)).resolved_at is not None
     counter = await db(lambda: Counter.objects.get(scope="tenant"))
     assert (counter.requests, counter.tokens, counter.charge, counter.held) == (1, 1500, 450_000, 0)
+    assert (await db(verify)).drift == []
+
+
+async def test_a_release_after_the_sweep_takes_the_estimate_back(desk: Desk, order: MakeOrder) -> None:
+    """A process was frozen while an admission was on its way; its caller has long been told 503."""
+    mine = await db(order)
+    mine.client_request_id, mine.end_user = "trace-7", "alice"
+    await desk.admit(mine)
+
+    def die() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE ledger_process SET heartbeat_at = now() - interval '1 hour', ended_at = now()")
+
+    await db(die)
+    assert await db(sweep) == 1
+    record = await db(UsageRecord.objects.get)
+    assert (record.client_request_id, record.end_user) == ("trace-7", "alice")
+    desk.writer.queue.put(Ticket(mine.release()))
+    await until(Adjustment.objects.exists)
+    adjustment = await db(Adjustment.objects.get)
+    assert (adjustment.input_tokens, adjustment.output_tokens, adjustment.charge) == (-1000, -2000, 0)
+    assert (await db(WorkItem.objects.get)).resolved_at is not None
+    assert (await db(lambda: Counter.objects.get(scope="tenant"))).tokens == 0
     assert (await db(verify)).drift == []
 
 

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from gateway.catalogue.fields import EncryptedTextField
-from gateway.catalogue.models import Model, Price, Provider
+from gateway.catalogue.models import CatalogueVersion, Model, Price, Provider
 
 AMOUNTS = ("input", "cached_input", "cache_write", "output", "reasoning", "request")
 
@@ -41,6 +41,7 @@ def lock_unused(price_id: int) -> Price:
 
     Raises ValidationError if a record was rated with it.
     """
+    list(CatalogueVersion.objects.select_for_update())  # before the price, as `apply` does: no deadlocks
     locked = Price.objects.select_for_update().get(pk=price_id)
     if locked.first_used_at is not None:
         raise ValidationError(

@@ -28,7 +28,7 @@ admin.site.unregister(TokenProxy)
 
 @admin.register(Group)
 class GroupAdmin(StockGroupAdmin, ModelAdmin):
-    pass
+    filter_horizontal = ()  # two lists side by side are wider than the page
 
 
 @admin.register(User)
@@ -36,6 +36,8 @@ class UserAdmin(StockUserAdmin, ModelAdmin):  # type: ignore[type-arg]
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
+    autocomplete_fields = ["groups"]
+    filter_horizontal = ()
     readonly_fields = ["api_token", "last_login", "date_joined"]
     fieldsets = [
         (None, {"fields": ["username", "password"]}),
@@ -53,7 +55,7 @@ class UserAdmin(StockUserAdmin, ModelAdmin):  # type: ignore[type-arg]
     def has_token_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(request.user.has_perms(["auth.change_user", "authtoken.add_token"]))
 
-    @action(description="Give an API token", url_path="token", icon="vpn_key", permissions=["token"])
+    @action(description="Give a token", url_path="token", icon="vpn_key", permissions=["token"])
     def issue_token(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """A new token for the finance API; a former one stops."""
         user = self._target(request, object_id)
@@ -65,7 +67,7 @@ class UserAdmin(StockUserAdmin, ModelAdmin):  # type: ignore[type-arg]
         return handover.give(request, token.key, reverse("admin:auth_user_token_secret", args=[user.pk]))
 
     @action(
-        description="Revoke its API token",
+        description="Revoke token",
         url_path="token/revoke",
         icon="block",
         permissions=["token"],

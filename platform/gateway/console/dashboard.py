@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.db.models import QuerySet, Sum
@@ -11,7 +12,7 @@ from django.utils import timezone
 
 from gateway.billing.models import RollupState, UsageHour
 from gateway.catalogue.models import Deployment, Price, Provider
-from gateway.catalogue.pricing import format_amount
+from gateway.catalogue.pricing import NANO, format_amount
 from gateway.console.navigation import open_work
 from gateway.ledger.models import DriftCheck, DriftFinding
 from tenants.models import APIKey, Tenant
@@ -51,7 +52,20 @@ def today(request: HttpRequest, now: datetime | None = None) -> dict[str, Any]:
 def _charges(hours: QuerySet[UsageHour]) -> list[dict[str, str]]:
     """One line a currency: amounts of different currencies are never added."""
     sums = hours.values("charge_currency").annotate(total=Sum("charge")).order_by("charge_currency")
-    return [{"currency": row["charge_currency"], "amount": format_amount(row["total"] or 0, 2)} for row in sums]
+    return [
+        {
+            "currency": row["charge_currency"],
+            "amount": _rounded(row["total"] or 0),
+            "exact": format_amount(row["total"] or 0, 2),
+        }
+        for row in sums
+    ]
+
+
+def _rounded(nano: Decimal | int) -> str:
+    """For a glance: cents, or four places of what is less than one. Exports have every digit."""
+    units = Decimal(nano) / NANO
+    return f"{units:,.2f}" if abs(units) >= 1 or not units else f"{units:,.4f}"
 
 
 def _bars(now: datetime) -> list[dict[str, Any]]:

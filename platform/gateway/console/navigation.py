@@ -62,7 +62,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (("auth.User", "person"), ("auth.Group", "group")),
     ),
 )
-TITLES = {"ledger.WorkItem": "Work queue"}
+TITLES = {"ledger.WorkItem": "Work queue", "ledger.Process": "Processes"}
 MORE_ICON = "table_rows"
 
 

@@ -12,12 +12,17 @@ def stylesheet(request: HttpRequest) -> str:
     return static("console/console.css")
 
 
+def icon(request: HttpRequest) -> str:
+    return static("console/icon.svg")
+
+
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Counterfoil",
     "SITE_HEADER": "Counterfoil",
     "SITE_SUBHEADER": "Every answer leaves one",
     "SITE_SYMBOL": "receipt_long",
     "SITE_URL": None,
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": icon}],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": True,

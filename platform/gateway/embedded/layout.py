@@ -15,6 +15,8 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import Any
 
+from gateway.embedded.trouble import Trouble
+
 DATABASE = "counterfoil"
 OWNER = "counterfoil_owner"  # owns every table; only `migrate` (and tests) use it
 APPLICATION = "counterfoil"  # may only INSERT and SELECT on the ledger
@@ -24,25 +26,35 @@ LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
 
 
 def secrets(home: Path) -> dict[str, str]:
-    """The generated secrets, made on first use, readable by the owner only."""
+    """The generated secrets, made on first use, readable by the owner only. Raises Trouble."""
     path = home / "secrets.env"
-    if not path.exists():
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lines = [
-            f"SECRET_KEY={random.token_urlsafe(48)}",
-            f"KEY_PEPPER={random.token_urlsafe(48)}",
-            f"ENCRYPTION_KEYS={urlsafe_b64encode(random.token_bytes(32)).decode()}",
-        ]
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_text("\n".join(lines) + "\n")
-        try:
-            os.link(draft, path)  # atomic, and the first of two starters wins
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    try:
+        if not path.exists():
+            _make_secrets(path)
+        return dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    except OSError as error:
+        raise Trouble(
+            f"{error.filename}: {error.strerror}. COUNTERFOIL_HOME ({home}) must be a folder of your own: "
+            "run as the user that it belongs to, or set it to another."
+        ) from error
+
+
+def _make_secrets(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lines = [
+        f"SECRET_KEY={random.token_urlsafe(48)}",
+        f"KEY_PEPPER={random.token_urlsafe(48)}",
+        f"ENCRYPTION_KEYS={urlsafe_b64encode(random.token_bytes(32)).decode()}",
+    ]
+    draft = path.with_suffix(f".{random.token_hex(4)}")
+    draft.touch(mode=0o600)
+    draft.write_text("\n".join(lines) + "\n")
+    try:
+        os.link(draft, path)  # atomic, and the first of two starters wins
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
 
 
 def sockets(home: Path) -> Path:

@@ -83,7 +83,7 @@ class Supervisor:
             "server", logs / "server.log", self._start_server, [(signal.SIGTERM, drain_s + BOOKING_S)]
         )
         # Tasks are idempotent: one that is cut short runs again.
-        self.worker = Child("worker", logs / "worker.log", self._start_worker, [(signal.SIGTERM, 3.0)])
+        self.worker = Child("worker", logs / "worker.log", self._start_worker, [(signal.SIGTERM, 2.0)])
         self.model = Child("local model", logs / "model.log", self._start_model, [(signal.SIGTERM, 1.0)])
 
     @property

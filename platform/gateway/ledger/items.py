@@ -62,6 +62,8 @@ class Order:
         item |= self._facts
         item["op"] = "a"
         item["timezone"] = caller.timezone
+        item["client_request_id"] = self.client_request_id
+        item["end_user"] = self.end_user
         item["input_tokens"] = self.input_tokens
         item["output_tokens"] = self.output_tokens
         item["amount"] = hold(charge, self.input_tokens, self.output_tokens) if charge else 0

@@ -70,6 +70,8 @@ class Hold(Fact):
     amount = models.BigIntegerField()  # held of the tenant's currency
     charge_price_id = models.BigIntegerField(null=True)
     cost_price_id = models.BigIntegerField(null=True)
+    client_request_id = models.CharField(max_length=512, blank=True)
+    end_user = models.CharField(max_length=256, blank=True)
 
     objects = OwnedQuerySet.as_manager()
 

@@ -179,7 +179,7 @@ class LimitRule(models.Model):
     def clean(self) -> None:
         self.tidy()
         if found := sense.problems(self):
-            raise ValidationError(found)  # type: ignore[arg-type]
+            raise ValidationError(found)
 
 
 class Credit(models.Model):

@@ -37,7 +37,7 @@ def check_move(stored: Tenant, new: Tenant, now: datetime | None = None) -> None
         elif used:
             found["currency"] = _text("currency", used, stored)
     if found:
-        raise ValidationError(found)  # type: ignore[arg-type]
+        raise ValidationError(found)
 
 
 def _used(tenant: Tenant, which: Q, now: datetime) -> Iterator[tuple[LimitRule, datetime | None]]:

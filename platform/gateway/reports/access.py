@@ -11,8 +11,8 @@ from rest_framework.views import APIView
 
 PERMISSION = "ledger.view_usagerecord"
 HOW_IN = (
-    "Send 'Authorization: Token …' with the token of a finance user; an administrator makes tokens under "
-    "'Tokens' in the admin or with 'manage.py drf_create_token USER'."
+    "Send 'Authorization: Token …' with the token of a finance user; an administrator gives tokens "
+    "on the user's page in the admin or with 'manage.py drf_create_token USER'."
 )
 WHY_NOT = (
     f"This user may not read the books. An administrator can put it into the group Finance, which has {PERMISSION}."

@@ -50,9 +50,7 @@ class ProviderForm(forms.ModelForm[Provider]):
         stored = Provider.objects.get(pk=self.instance.pk)
         former, new = urlsplit(stored.base_url), urlsplit(data["base_url"])
         if stored.credential and (former.scheme, former.netloc) != (new.scheme, new.netloc):
-            self.add_error(
-                "new_credential", "The stored one is for another host. Give it again, or remove it."
-            )
+            self.add_error("new_credential", "The stored one is for another host. Give it again, or remove it.")
 
     def save(self, commit: bool = True) -> Provider:
         if self.cleaned_data.get("remove_credential"):

@@ -130,7 +130,7 @@ class AdjustmentAdmin(FactAdmin):
     @display(description="request")
     def corrects(self, adjustment: Adjustment) -> str:
         url = reverse("admin:ledger_usagerecord_change", args=[adjustment.request_id])
-        return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(adjustment.request_id)[-12:])
+        return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(adjustment.request_id)[-8:])
 
     @display(description="charge")
     def charge_amount(self, adjustment: Adjustment) -> str:

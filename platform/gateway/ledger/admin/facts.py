@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import messages
+from django.contrib.admin import ShowFacets
 from django.core.paginator import Page
 from django.db import OperationalError, connection, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -43,6 +44,8 @@ class FactAdmin(ModelAdmin):
     list_per_page = 50
     list_filter_submit = True
     sortable_by = ()
+    show_facets = ShowFacets.NEVER  # they would count the whole ledger once for each choice
+    list_fullwidth = True
     actions: Any = None
     compressed_fields = True
 

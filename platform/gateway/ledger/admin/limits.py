@@ -81,10 +81,10 @@ class RefusalAdmin(FactAdmin):
         (None, {"fields": ["short_id", "when", ("tenant", "key"), "model", "tokens", ("stands_for", "outcome")]})
     ]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Refusal]:
         rule = LimitRule.objects.filter(pk=OuterRef("rule_id")).order_by()
         names = {name: Subquery(rule.values(name)[:1]) for name in ("metric", "per", "tokens")}
-        queryset: QuerySet[Any] = super().get_queryset(request)
+        queryset: QuerySet[Refusal] = super().get_queryset(request)
         return queryset.annotate(**{f"rule_{name}": value for name, value in names.items()})
 
     def get_search_results(

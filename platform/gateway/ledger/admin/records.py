@@ -31,10 +31,9 @@ class UsageRecordAdmin(FactAdmin):
         "started",
         "tenant",
         "key_name",
-        "model",
+        "model_id",
         "status_label",
-        "tokens_in",
-        "tokens_out",
+        "tokens",
         "charge_amount",
         "took",
     ]
@@ -81,31 +80,32 @@ class UsageRecordAdmin(FactAdmin):
 
     @display(description="request")
     def short_id(self, record: UsageRecord) -> SafeString:
-        return unbroken(f"…{str(record.request_id)[-12:]}")
+        return unbroken(f"…{str(record.request_id)[-8:]}")
 
     @display(description="started (UTC)")
     def started(self, record: UsageRecord) -> SafeString:
         return unbroken(f"{record.started_at:%Y-%m-%d %H:%M:%S}")
+
+    @display(description="model")
+    def model_id(self, record: UsageRecord) -> SafeString:
+        return unbroken(record.model)
 
     @display(description="key")
     def key_name(self, record: UsageRecord) -> str:
         return record.key.name
 
     @display(description="status", label=STATUS_LABELS)
-    def status_label(self, record: UsageRecord) -> tuple[str, str]:
-        return record.status, self.outcome(record)
+    def status_label(self, record: UsageRecord) -> str:
+        return record.status
 
     @display(description="status")
     def outcome(self, record: UsageRecord) -> str:
         return f"{record.status}: {record.error_code}" if record.error_code else record.status
 
-    @display(description="tokens in")
-    def tokens_in(self, record: UsageRecord) -> int:
-        return record.input_tokens + record.cached_input_tokens + record.cache_write_tokens
-
-    @display(description="tokens out")
-    def tokens_out(self, record: UsageRecord) -> int:
-        return record.output_tokens + record.reasoning_tokens
+    @display(description="tokens in + out")
+    def tokens(self, record: UsageRecord) -> SafeString:
+        into = record.input_tokens + record.cached_input_tokens + record.cache_write_tokens
+        return unbroken(f"{into:,} + {record.output_tokens + record.reasoning_tokens:,}")
 
     @display(description="charge")
     def charge_amount(self, record: UsageRecord) -> SafeString:

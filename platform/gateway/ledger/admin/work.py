@@ -65,7 +65,7 @@ class WorkItemAdmin(FactAdmin):
     @display(description="record")
     def record(self, item: WorkItem) -> str:
         url = reverse("admin:ledger_usagerecord_change", args=[item.request_id])
-        return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(item.request_id)[-12:])
+        return format_html('<a class="cf-link" href="{}">…{}</a>', url, str(item.request_id)[-8:])
 
     @display(description="model")
     def public_model(self, item: Any) -> str:

@@ -235,6 +235,8 @@ class Migration(migrations.Migration):
                 ("amount", models.BigIntegerField()),
                 ("charge_price_id", models.BigIntegerField(null=True)),
                 ("cost_price_id", models.BigIntegerField(null=True)),
+                ("client_request_id", models.CharField(blank=True, max_length=512)),
+                ("end_user", models.CharField(blank=True, max_length=256)),
                 (
                     "key",
                     models.ForeignKey(

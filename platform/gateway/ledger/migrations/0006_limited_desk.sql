@@ -1,4 +1,8 @@
--- The desk of 0003, with limits: the same steps in the same order, and claims decided between checks and holds.
+-- The desk: one call decides, books and commits a whole batch (design.md 2). No other code writes holds,
+-- records and counters but the sweeper (0007) and ledger/books.py. Rules that order everything here:
+--   * counters are locked before holds, both in id order, by everybody: no deadlocks;
+--   * lock first, then look, in a later statement (READ COMMITTED): a repeated batch finds what it did before;
+--   * an item says all that its record needs, so that a settlement survives the loss of its hold.
 
 -- The claims of these admissions, with the state of their rows at an instant.
 CREATE FUNCTION ledger_states(p_items ledger_item[], p_instant timestamptz)
@@ -149,7 +153,12 @@ RETURNS numeric LANGUAGE sql IMMUTABLE AS $$
         WHEN 'b' THEN p_tokens_in + p_tokens_out WHEN 's' THEN COALESCE(p_charge, 0) ELSE 0 END
 $$;
 
-CREATE OR REPLACE FUNCTION ledger_desk(p_process uuid, p_items json, p_skip boolean, p_retry boolean) RETURNS json
+-- p_skip: do not wait for locked rows; items that need one answer "blocked" and nothing of them is done.
+-- p_retry: an earlier try of this batch may have been committed without our knowing.
+-- Returns [[request_id, verdict, started_at, local_date], …]; verdicts: ok, stale, suspended, refused, blocked, window
+-- (the caller's clock is in another window than ours), limited,
+-- swept (settled by an adjustment, since the sweeper had already taken the hold).
+CREATE FUNCTION ledger_desk(p_process uuid, p_items json, p_skip boolean, p_retry boolean) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE
     items ledger_item[];
@@ -260,11 +269,13 @@ BEGIN
     WITH held AS (
         INSERT INTO ledger_hold (request_id, process_id, tenant_id, key_id, model, started_at, local_date,
             charge_currency, cost_currency, catalogue_model_id, deployment_id, provider_id, endpoint, stream,
-            input_tokens, output_tokens, amount, charge_price_id, cost_price_id, limits, decided)
+            input_tokens, output_tokens, amount, charge_price_id, cost_price_id, client_request_id, end_user, limits,
+            decided)
         SELECT i.request_id, p_process, i.tenant_id, i.key_id, i.model, instant,
             (instant AT TIME ZONE i.timezone)::date, i.charge_currency, i.cost_currency, i.catalogue_model_id,
             i.deployment_id, i.provider_id, i.endpoint, i.stream, i.input_tokens, i.output_tokens, i.amount,
-            i.charge_price_id, i.cost_price_id, COALESCE(i.limits, '[]'), COALESCE(d.decided, '{}')
+            i.charge_price_id, i.cost_price_id, i.client_request_id, i.end_user, COALESCE(i.limits, '[]'),
+            COALESCE(d.decided, '{}')
         FROM unnest(admits) i LEFT JOIN unnest(decisions) d ON d.request_id = i.request_id
         ON CONFLICT (request_id) DO NOTHING
         RETURNING tenant_id, key_id, charge_currency, amount

@@ -1,8 +1,8 @@
--- Settling and sweeping of 0003 and 0004, with limits: what a hold took from its windows becomes what was really used.
+-- Settling and sweeping: a hold becomes a record, and what it took from its windows what was really used.
 
 -- The counters of these items are locked. Exactly once: a hold that is there becomes the record; a record of
 -- the sweeper's is corrected by an adjustment; any other record means that this was done before.
-CREATE OR REPLACE FUNCTION ledger_settle(p_process uuid, p_items ledger_item[], OUT deltas ledger_delta[], OUT swept uuid[])
+CREATE FUNCTION ledger_settle(p_process uuid, p_items ledger_item[], OUT deltas ledger_delta[], OUT swept uuid[])
 LANGUAGE plpgsql AS $$
 DECLARE
     late ledger_delta[];
@@ -58,23 +58,30 @@ BEGIN
     deltas := deltas || settled;
     changes := changes || more;
 
-    -- Rare: the sweeper had taken us for dead. One adjustment turns its estimate into the real usage.
-    IF COALESCE(array_length(settled, 1), 0) < (SELECT count(*) FROM unnest(p_items) i WHERE i.op = 's') THEN
+    -- Rare: the sweeper had taken us for dead. One adjustment turns its estimate into the real usage; of a request
+    -- that was given up before anything was sent, into nothing.
+    IF COALESCE(array_length(settled, 1), 0) < (SELECT count(*) FROM unnest(p_items) i WHERE i.op IN ('s', 'r')) THEN
         WITH late_items AS (
-            SELECT i.request_id, i.catalogue_model_id FROM unnest(p_items) i WHERE i.op = 's'
+            SELECT i.request_id, i.catalogue_model_id FROM unnest(p_items) i WHERE i.op IN ('s', 'r')
         ), inserted AS (
             INSERT INTO ledger_adjustment (id, request_id, kind, tenant_id, key_id, model, started_at, local_date,
                 charge_currency, cost_currency, input_tokens, cached_input_tokens, cache_write_tokens,
                 output_tokens, reasoning_tokens, charge, cost, lines, reason, created_at)
             SELECT gen_random_uuid(), r.request_id, 'late_settlement', r.tenant_id, r.key_id, r.model, r.started_at,
                 r.local_date, r.charge_currency, i.cost_currency,
-                i.input_tokens - r.input_tokens, i.cached_input_tokens - r.cached_input_tokens,
-                i.cache_write_tokens - r.cache_write_tokens, i.output_tokens - r.output_tokens,
-                i.reasoning_tokens - r.reasoning_tokens,
-                COALESCE(i.charge, 0) - COALESCE(r.charge, 0), COALESCE(i.cost, 0) - COALESCE(r.cost, 0),
-                i.lines, 'settled after its process had been taken for dead: ' || i.status, now()
-            FROM unnest(p_items) i JOIN ledger_usagerecord r ON r.request_id = i.request_id
-            WHERE i.op = 's' AND r.status = 'unknown'
+                u.input - r.input_tokens, u.cached_input - r.cached_input_tokens,
+                u.cache_write - r.cache_write_tokens, u.output - r.output_tokens, u.reasoning - r.reasoning_tokens,
+                u.charge - COALESCE(r.charge, 0), u.cost - COALESCE(r.cost, 0),
+                COALESCE(i.lines, '[]'), CASE i.op WHEN 'r' THEN 'given up before anything was sent to the provider'
+                    ELSE 'settled after its process had been taken for dead: ' || i.status END, now()
+            FROM unnest(p_items) i JOIN ledger_usagerecord r ON r.request_id = i.request_id,
+                LATERAL (SELECT COALESCE(i.charge, 0) AS charge, COALESCE(i.cost, 0) AS cost,
+                    CASE i.op WHEN 's' THEN i.input_tokens ELSE 0 END AS input,
+                    CASE i.op WHEN 's' THEN i.cached_input_tokens ELSE 0 END AS cached_input,
+                    CASE i.op WHEN 's' THEN i.cache_write_tokens ELSE 0 END AS cache_write,
+                    CASE i.op WHEN 's' THEN i.output_tokens ELSE 0 END AS output,
+                    CASE i.op WHEN 's' THEN i.reasoning_tokens ELSE 0 END AS reasoning) u
+            WHERE i.op IN ('s', 'r') AND r.status = 'unknown'
             -- a person who resolved it first has decided; both would count twice
             AND NOT EXISTS (SELECT FROM ledger_adjustment a
                             WHERE a.request_id = r.request_id AND a.kind = 'resolution')
@@ -112,7 +119,7 @@ BEGIN
 END $$;
 
 -- Takes at most p_limit holds of a dead process in one short transaction; returns how many.
-CREATE OR REPLACE FUNCTION ledger_sweep(p_process uuid, p_limit integer) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE FUNCTION ledger_sweep(p_process uuid, p_limit integer) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     ids uuid[];
     owners ledger_delta[];
@@ -147,7 +154,7 @@ BEGIN
         SELECT request_id, tenant_id, key_id, model, started_at, local_date, charge_currency, cost_currency,
             process_id, catalogue_model_id, deployment_id, provider_id, endpoint, stream, 'unknown', true, 0,
             'process_died', now(), input_tokens, 0, 0, output_tokens, 0, 0, 0, charge_price_id, cost_price_id,
-            '[]', '', '', decided
+            '[]', client_request_id, end_user, decided
         FROM gone ON CONFLICT (request_id) DO NOTHING
         RETURNING request_id, tenant_id, input_tokens + output_tokens AS tokens
     ), queued AS (

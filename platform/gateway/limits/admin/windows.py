@@ -23,8 +23,8 @@ def with_use(rules: QuerySet[LimitRule]) -> QuerySet[Any]:
 
     `most` is the largest of one owner: of a plan's rule each tenant has a counter of its own.
     """
-    open_now = LimitCounter.objects.filter(rule_id=OuterRef("pk"), window_start__lte=Now())
-    open_now = open_now.filter(Q(window_end=None) | Q(window_end__gt=Now())).order_by().values("rule_id")
+    counters = LimitCounter.objects.filter(rule_id=OuterRef("pk"), window_start__lte=Now())
+    open_now = counters.filter(Q(window_end=None) | Q(window_end__gt=Now())).order_by().values("rule_id")
     taken = Coalesce(SlotsSum(), 0) + F("used") + F("held")
     sums = open_now.annotate(
         use=JSONObject(
