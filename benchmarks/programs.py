@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gateway.embedded import children  # theirs end with us, whatever ends us
+
 HERE = Path(__file__).resolve().parent
 BIN = HERE / "bin"
 Figures = dict[str, Any]  # one JSON line of load.c
@@ -65,7 +67,7 @@ class Mock:
 @contextmanager
 def running_mock() -> Iterator[Mock]:
     port = free_port()
-    process = subprocess.Popen([BIN / "mock", str(port)])
+    process = children.start([BIN / "mock", str(port)])
     try:
         mock = Mock(port, process.pid)
         for _ in range(100):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.programs import Failed, Mock, running_mock
+from gateway.embedded import children
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "bench-chat"
@@ -117,7 +118,7 @@ def _running_server(log: Path) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, log.open("wb") as output:
         port, number = listener.getsockname()[1], listener.fileno()
         command = [sys.executable, "-m", "gateway.server", "--fd", str(number)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, pass_fds=[number])
+        process = children.start(command, output=output, cwd=ROOT, pass_fds=[number])
     server = Server(f"http://127.0.0.1:{port}/v1", process, log)
     try:
         _wait_for(server, f"http://127.0.0.1:{port}/livez")

@@ -36,6 +36,7 @@ def test_the_default_is_in_order() -> None:
         ("CORS_ORIGINS", ["https://app.example.com/"], "counterfoil.E006"),
         ("API_PREFIX", "/", "counterfoil.E007"),
         ("API_PREFIX", "/v1/{x}", "counterfoil.E007"),
+        ("API_PREFIX", "/admin/v1", "counterfoil.E007"),
         ("API_KEYS", ["sk-short"], "counterfoil.W010"),
         ("API_KEYS", ["sk-long-enough-to-pass"] * 2, "counterfoil.W010"),
         ("KEY_PEPPER", "salt", "counterfoil.W014"),

@@ -86,10 +86,11 @@ def _wire() -> Iterator[CheckMessage]:
             hint="400, as OpenAI answers malformed requests, or 422 for clients that expect it.",
             id="counterfoil.E003",
         )
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", settings.API_PREFIX):
+    taken = settings.API_PREFIX.split("/")[1] in ("admin", "health", "livez", "readyz", "static", "ws")
+    if taken or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", settings.API_PREFIX):
         yield Error(
             f"API_PREFIX {settings.API_PREFIX!r} is not a path such as /v1.",
-            hint="Segments of letters, digits and . _ ~ -; the root itself is taken by / and /health.",
+            hint="Segments of letters, digits and . _ ~ -; the root, /health, /admin and /static are taken.",
             id="counterfoil.E007",
         )
     for origin in settings.CORS_ORIGINS:

@@ -304,4 +304,4 @@ def test_it_names_file_and_line_of_a_problem(file: Path) -> None:
         f"{file}:7: A deployment has no field 'wieght'. Did you mean 'weight'?\n"
         f"Nothing was changed: 1 problem in {file}.",
     )
-    assert "No such file" in run(str(file.with_name("missing.yaml")))[1]
+    assert run(str(file.with_name("missing.yaml")))[1].endswith("missing.yaml: No such file or directory")

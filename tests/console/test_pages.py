@@ -65,7 +65,7 @@ def test_it_shows_todays_figures(rf: Any, admin: User, keys: tuple[APIKey, APIKe
     assert (figures["requests"], figures["errors"]) == (50, 2)
     assert figures["tokens"] == 3 * 1234 - 4
     assert figures["charges"] == [
-        {"currency": "EUR", "amount": "0.0000", "exact": "0.000000001"},
+        {"currency": "EUR", "amount": "0.000000001", "exact": "0.000000001"},
         {"currency": "USD", "amount": "2.50", "exact": "2.50"},
     ]
     assert figures["top_tenants"] == [

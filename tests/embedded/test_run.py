@@ -21,7 +21,9 @@ from typing import ClassVar
 import pytest
 from django.conf import settings
 
-from gateway.embedded import model
+from gateway.embedded import children, model
+from gateway.embedded.child import Child
+from gateway.embedded.trouble import Trouble
 from tests.embedded.processes import processes_of, until
 
 SUPERVISOR = [sys.executable, "-m", "gateway.embedded"]
@@ -137,6 +139,43 @@ def test_from_nothing_to_an_answer_and_down_again(homes: tuple[Path, Path]) -> N
     stops = re.findall(r"stopping (?:the )?(.+)", copy.said)
     assert stops == ["server", "worker", "local model", "Valkey and PostgreSQL"]
     assert not processes_of(home)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"PORT": "many"}, "PORT: 'many' is not a whole number"),
+        ({"HOST": "203.0.113.7"}, "HOST must be an address of this machine"),
+    ],
+)
+def test_it_refuses_an_address_before_it_makes_anything(
+    homes: tuple[Path, Path], wrong: dict[str, str], says: str
+) -> None:
+    ended = subprocess.run(
+        SUPERVISOR,
+        cwd=settings.BASE_DIR,
+        env=environment(homes[0], free_port()) | wrong,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert says in ended.stderr and "making the database" not in ended.stderr
+
+
+def test_a_log_is_quoted_from_this_start_on(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("what the last start said\n")
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return children.start(["sh", "-c", "echo what this one says; exit 3"], output=output)
+
+    child = Child("server", log, start, [])
+    child.start()
+    with pytest.raises(Trouble, match="exit status 3") as trouble:
+        until(lambda: child.must_live() or False)
+    assert "what this one says" in str(trouble.value) and "last start" not in str(trouble.value)
 
 
 def test_two_copies_and_kills(homes: tuple[Path, Path]) -> None:

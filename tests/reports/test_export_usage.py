@@ -89,7 +89,7 @@ def test_it_tells_its_progress_on_stderr(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"from": "2026-12-01"}, "--from: The period ends before it begins: from 2026-12-01 to 2026-11-30"),
         ({"tenant": "nobody"}, "--tenant: there is no tenant 'nobody'"),
         ({"by": "week"}, "invalid choice: 'week'"),
-        ({"output": "/nowhere/usage.csv"}, "--output: No such file or directory"),
+        ({"output": "/nowhere/usage.csv"}, "--output: No such file or directory: /nowhere/usage.csv"),
     ],
 )
 def test_it_says_what_is_wrong(options: dict[str, str], complaint: str) -> None:

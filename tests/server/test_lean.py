@@ -110,7 +110,7 @@ def test_it_refuses_a_foreign_host_in_the_envelope(stub: RunningServer) -> None:
 
 
 def test_it_shows_pages_to_people_elsewhere(stub: RunningServer) -> None:
-    response = ask(stub, "GET", "/nothing")
+    response = ask(stub, "GET", "/nothing", Accept="text/html")
     assert response.status == 404
     assert response.headers["content-type"].startswith("text/html")
     assert response.headers["x-request-id"].startswith("req_")

@@ -6,9 +6,12 @@ import time
 
 import pytest
 from django.test import Client, override_settings
+from django.urls import URLResolver
+from django.urls.resolvers import RegexPattern
 from pytest_django import Settings
 
 from gateway import __version__
+from gateway.urls import routes
 
 
 @pytest.fixture
@@ -44,6 +47,44 @@ def test_health_is_the_guides(client: Client) -> None:
     assert answer["status"] == "healthy"
     assert isinstance(answer["timestamp"], int)
     assert abs(answer["timestamp"] - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("get", "/nope", 404), ("post", "/chat/completions", 404), ("post", "/health", 405), ("post", "/", 405)],
+)
+def test_clients_outside_the_prefix_get_the_envelope_too(method: str, path: str, status: int) -> None:
+    client = Client(raise_request_exception=False, enforce_csrf_checks=True)
+    response = getattr(client, method)(path, headers={"accept": "*/*"})
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_browsers_get_a_page_for_what_is_not_there(client: Client) -> None:
+    response = client.get("/nope", headers={"accept": "text/html,*/*;q=0.8"})
+    assert response.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/livez", "/nope", "/v1/nope"])
+def test_every_response_has_openais_headers(client: Client, path: str) -> None:
+    headers = client.get(path).headers
+    assert headers["x-request-id"].startswith("req_")
+    assert headers["openai-processing-ms"].isdigit()
+    assert headers["openai-version"] == "2020-10-01"
+
+
+@pytest.mark.parametrize(
+    ("path", "view"),
+    [
+        ("/api/v1/chat/completions", "guard"),
+        ("/api/v1/nope", "unknown_route"),
+        ("/api/usage/", "UsageView"),
+        ("/api/nope", "UnknownView"),
+    ],
+)
+def test_the_api_may_live_beside_the_finance_api(path: str, view: str) -> None:
+    found = URLResolver(RegexPattern(r"^/"), routes("api/v1")).resolve(path).func
+    assert getattr(found, "cls", found).__name__ == view
 
 
 def test_it_never_redirects_for_a_slash(client: Client) -> None:

@@ -153,9 +153,12 @@ def test_an_overloaded_provider_says_when_to_come_back() -> None:
 def test_the_operator_reads_the_cause_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "gateway.upstreams"):
         fault(401, error("Incorrect API key provided: sk-live-1234567890abcdef"))
+        fault(500, error("worker died, key sk-theirs-1234567890"))
         fault(400, error("Your prompt 'a private matter' is invalid"))
     assert "provider 2 (deployment 3): status 401" in caplog.text
     assert "sk-live-1234567890abcdef" not in caplog.text
+    assert "worker died" in caplog.text
+    assert "sk-theirs" not in caplog.text
     assert "private" not in caplog.text
 
 
@@ -188,6 +191,13 @@ def test_the_public_name_may_look_like_anything() -> None:
 def test_brands_are_recognised_by_their_capital() -> None:
     target = Target(1, 1, "openai", "https://api.together.ai/v1", "", "m9", 5, 5)
     assert scrub("Together AI: all messages together", target, "x") == "the provider AI: all messages together"
+
+
+def test_our_name_of_the_provider_is_not_repeated() -> None:
+    target = Target(1, 1, "openai", "http://10.0.0.1/v1", "", "m9", 5, 5, provider="acme-llm")
+    assert scrub("acme-llm: no m9 at Acme-LLM.", target, "chat") == "the provider: no chat at the provider."
+    plain = Target(1, 1, "openai", "http://10.0.0.1/v1", "", "m9", 5, 5, provider="local")
+    assert scrub("a local limit", plain, "chat") == "a local limit"
 
 
 @given(text=st.text(max_size=200), url=st.sampled_from(["", "http://[::1]:9/v1", "x", "http://a/"]))

@@ -125,6 +125,7 @@ def _target(deployment: Deployment) -> Target:
         connect_timeout_s=provider.connect_timeout_s,
         read_timeout_s=provider.read_timeout_s,
         context_window=deployment.model.context_window,
+        provider=provider.name,
     )
 
 

@@ -63,8 +63,13 @@ def _charges(hours: QuerySet[UsageHour]) -> list[dict[str, str]]:
 
 
 def _rounded(nano: Decimal | int) -> str:
-    """For a glance: cents, or four places of what is less than one. Exports have every digit."""
+    """For a glance: cents, or four places of what is less than one. Exports have every digit.
+
+    What is less than those four places can show is written in full: "0.0000" would say that nothing was charged.
+    """
     units = Decimal(nano) / NANO
+    if 0 < abs(units) < Decimal("0.0001"):
+        return format_amount(nano)
     return f"{units:,.2f}" if abs(units) >= 1 or not units else f"{units:,.4f}"
 
 

@@ -52,8 +52,10 @@ def run() -> None:
     """Never returns by itself: raises Stop or Trouble, after everything is down again."""
     from django.conf import settings
 
+    from gateway.embedded import steps
     from gateway.embedded.supervisor import Engines, Supervisor
 
+    steps.settings_must_be_readable()
     home: Path = settings.COUNTERFOIL_HOME
     shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     prefix = "" if home == settings.BASE_DIR / "var" else f"COUNTERFOIL_HOME={shown} "

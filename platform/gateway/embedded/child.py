@@ -33,10 +33,12 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._again_at = 0.0
+        self._logged = 0  # bytes of the log that are of earlier starts
         self._pause = 1.0
 
     def start(self) -> None:
         self._started_at = time.monotonic()
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
         self._process = self._start()
 
     def must_live(self) -> None:
@@ -44,7 +46,7 @@ class Child:
         if self._process is not None and self._process.poll() is not None:
             raise Trouble(
                 f"The {self.name} ended at its start (exit status {self._process.returncode}). "
-                f"{self.log} says:\n{tail(self.log)}"
+                f"{self.log} says:\n{tail(self.log, start=self._logged)}"
             )
 
     def look(self) -> None:

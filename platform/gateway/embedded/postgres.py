@@ -166,7 +166,8 @@ def _processes_in(folder: Path) -> list[int]:
     return found
 
 
-def tail(path: Path, lines: int = 12) -> str:
+def tail(path: Path, lines: int = 12, *, start: int = 0) -> str:
+    """The last lines of what follows the first `start` bytes."""
     if not path.exists():
         return ""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    return "\n".join(path.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import time
@@ -22,10 +23,27 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=_family(host), backlog=1024)
     except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise Trouble(
+                f"Cannot listen on {host}:{port} ({error.strerror}). HOST must be an address of this machine "
+                "(127.0.0.1: this machine only; 0.0.0.0: all of them), PORT one that this user may open."
+            ) from error
         raise Trouble(
             f"Cannot listen on {host}:{port} ({error.strerror}). Choose another port: make run PORT={port + 1}; "
             f"a second copy needs its own folder too: make run PORT={port + 1} COUNTERFOIL_HOME=var-2"
         ) from error
+
+
+def settings_must_be_readable() -> None:
+    """Before anything is made or started. Raises Trouble with every value that cannot be read."""
+    from django.conf import settings
+
+    from gateway import environment
+
+    assert settings.BASE_DIR  # loads the settings, which read the environment
+    if environment.problems:
+        wrong = "; ".join(f"{name}: {problem}" for name, problem in environment.problems)
+        raise Trouble(f"{wrong}. Correct it in the environment or in .env.")
 
 
 def _family(host: str) -> socket.AddressFamily:

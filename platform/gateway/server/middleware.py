@@ -58,17 +58,20 @@ def _begin(request: HttpRequest) -> RequestLog:
 
 
 def _end(request: HttpRequest, response: HttpResponseBase, log: RequestLog) -> HttpResponseBase:
-    if envelope.under_api(request.path):
-        if response.status_code >= 400 and not response.headers.get("Content-Type", "").startswith(
-            "application/json"
-        ):
-            response = _enveloped(request, response)
-        for name, value in stamps.of(log):
-            response.headers[name.decode()] = value.decode()
-    else:
-        response.headers["x-request-id"] = log.wire_id
+    page = not response.headers.get("Content-Type", "").startswith("application/json")
+    if page and response.status_code >= 400 and not _for_people(request):
+        response = _enveloped(request, response)
+    for name, value in stamps.of(log):
+        response.headers[name.decode()] = value.decode()
     log.write(response.status_code)
     return response
+
+
+def _for_people(request: HttpRequest) -> bool:
+    """Whether an error may be a page: in the admin, and elsewhere outside the API for browsers."""
+    if envelope.under_api(request.path):
+        return False
+    return request.path.startswith(envelope.PAGES) or "text/html" in request.headers.get("Accept", "")
 
 
 def _enveloped(request: HttpRequest, page: HttpResponseBase) -> HttpResponse:

@@ -7,6 +7,7 @@ import time
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from gateway.server import readiness
@@ -26,6 +27,7 @@ def endpoints() -> dict[str, str]:
     }
 
 
+@csrf_exempt  # so that a POST is told 405
 @require_safe
 async def index(request: HttpRequest) -> HttpResponse:
     if request.get_preferred_type(["application/json", "text/html"]) == "text/html":
@@ -37,17 +39,20 @@ async def index(request: HttpRequest) -> HttpResponse:
     return page
 
 
+@csrf_exempt  # so that a POST is told 405
 @require_safe
 async def health(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": "healthy", "timestamp": int(time.time())}, headers=NO_STORE)
 
 
+@csrf_exempt  # so that a POST is told 405
 @require_safe
 async def livez(request: HttpRequest) -> JsonResponse:
     """The event loop turns. Nothing else: a restart mends no database."""
     return JsonResponse({"status": "alive"}, headers=NO_STORE)
 
 
+@csrf_exempt  # so that a POST is told 405
 @require_safe
 async def readyz(request: HttpRequest) -> JsonResponse:
     found = await readiness.reasons()

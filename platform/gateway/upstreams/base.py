@@ -25,6 +25,7 @@ class Target:
     connect_timeout_s: float
     read_timeout_s: float
     context_window: int | None = None
+    provider: str = ""  # our name of it, which no client may read
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from gateway.errors import GatewayError, InvalidRequest, RateLimited, Unavailabl
 from gateway.upstreams.addresses import AddressRefused
 from gateway.upstreams.base import Target
 from gateway.upstreams.jsontext import loads
-from gateway.upstreams.scrub import scrub
+from gateway.upstreams.scrub import SECRET, scrub
 
 log = logging.getLogger("gateway.upstreams")
 
@@ -94,6 +94,7 @@ def note(target: Target, cause: str) -> None:
     """One line for the operator. The credential never is in it, whatever the provider repeats."""
     if target.credential:
         cause = cause.replace(target.credential, "***")
+    cause = SECRET.sub("***", cause)  # a key of the provider's own
     log.warning("provider %s (deployment %s): %s", target.provider_id, target.deployment_id, cause)
 
 

@@ -46,10 +46,10 @@ def scrub(text: str, target: Target, public_model: str) -> str:
     text = IPV6.sub(lambda found: PROVIDER if _is_address(found[1]) else found[0], text)
     for pattern in (SECRET, IDENTIFIER):
         text = pattern.sub("***", text)
-    if brand := _brand(target.base_url):
+    for brand in filter(None, (_brand(target.base_url), target.provider)):
         text = re.sub(
-            rf"\b{re.escape(brand)}\b",
-            lambda found: PROVIDER if found[0][0].isupper() else found[0],
+            rf"(?<!\w){re.escape(brand)}(?!\w)",
+            lambda found: PROVIDER if _is_name(found[0]) else found[0],
             text,
             flags=re.IGNORECASE,
         )
@@ -73,6 +73,11 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_name(text: str) -> bool:
+    """`together` and `local` are also English; with a capital, or as acme-llm, they are names."""
+    return text[0].isupper() or not text.isalpha()
 
 
 def _brand(base_url: str) -> str:

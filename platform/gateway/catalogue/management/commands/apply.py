@@ -26,7 +26,9 @@ class Command(BaseCommand):
         name = options["file"]
         try:
             text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as exc:
+        except OSError as exc:
+            raise CommandError(f"{name}: {exc.strerror}") from exc
+        except UnicodeError as exc:
             raise CommandError(f"{name}: {exc}") from exc
         source = "stdin" if name == "-" else name
         try:

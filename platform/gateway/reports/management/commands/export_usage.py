@@ -55,7 +55,7 @@ class Command(BaseCommand):
             try:
                 _write_whole(chunks, output)
             except OSError as problem:
-                raise CommandError(f"--output: {problem.strerror}: {problem.filename}") from None
+                raise CommandError(f"--output: {problem.strerror}: {output}") from None
             self.stderr.write(f"wrote {output}")
             return
         try:
