@@ -48,11 +48,10 @@ class PlanAdmin(HistoryAdmin):
     fieldsets = [(None, {"fields": [("name", "slug")]})]
     inlines = [RuleInline, MemberInline]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        queryset: QuerySet[Any] = super().get_queryset(request)
-        return queryset.annotate(
-            rules_here=Count("rules", distinct=True), members=Count("memberships", distinct=True)
-        )
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Plan]:
+        counts = {"rules_here": Count("rules", distinct=True), "members": Count("memberships", distinct=True)}
+        queryset: QuerySet[Plan] = super().get_queryset(request).annotate(**counts)
+        return queryset
 
     def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
         return ["slug"] if obj else []  # `apply` files name it
