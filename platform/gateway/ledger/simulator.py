@@ -21,7 +21,7 @@ from gateway.limits.facts import Rule, load_model_rules, load_rules
 from tenants.facts import Caller, load_callers
 from tenants.models import APIKey
 
-# What its counter says of each claim; a claim without one has no row. However many rows a counter has, they are summed.
+# What its counter says of each claim; a claim without one has no row. Rows of one counter are summed.
 _COUNTERS = """
 SELECT c.rule, sum(l.used), sum(l.held), sum(CASE WHEN c.kind = 'm' THEN ledger_slots_sum(l.slots, l.slot_at,
         greatest(l.slot_at, floor(extract(epoch FROM %(now)s::timestamptz))::bigint)) END)
