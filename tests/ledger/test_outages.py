@@ -15,7 +15,7 @@ from gateway.errors import Unavailable
 from gateway.ledger.desk import Desk
 from gateway.ledger.link import Link, LinkLost, RowLocked
 from gateway.ledger.models import Adjustment, Counter, DeadLetter, Hold, UsageRecord, WorkItem
-from gateway.ledger.services import rate_unpriced
+from gateway.ledger.services import rate_unpriced, resolve_unknown
 from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
 from gateway.ledger.writer import Ticket
@@ -274,4 +274,32 @@ async def test_an_unpriced_settlement_after_the_sweep_still_waits_for_its_price(
     by = await db(lambda: User.objects.create_superuser("alice"))
     rating = await db(lambda: rate_unpriced(item=item, by=by))
     assert (rating.charge, rating.cost) == (450_000, 300_000)
+    assert (await db(verify)).drift == []
+
+
+async def test_a_settlement_after_a_persons_resolution_books_nothing_and_is_kept_for_somebody(
+    desk: Desk, order: MakeOrder
+) -> None:
+    mine = await db(order)
+    await desk.admit(mine)
+
+    def die_and_be_resolved() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE ledger_process SET heartbeat_at = now() - interval '1 hour', ended_at = now()")
+        assert sweep() == 1
+        by = User.objects.create_superuser("alice")
+        resolve_unknown(item=WorkItem.objects.get(), charged=False, reason="it was never answered", by=by)
+
+    await db(die_and_be_resolved)
+    await desk.settle(mine, WHOLE)
+    await desk.settle(mine, WHOLE)
+    assert (await db(Adjustment.objects.get)).kind == "resolution"
+    letter = await db(DeadLetter.objects.get)
+    assert (letter.request_id, letter.payload["charge"], letter.payload["output_tokens"]) == (
+        mine.request_id, 450_000, 500
+    )  # fmt: skip
+    assert "resolved" in letter.error
+    assert (await db(verify)).drift == [f"dead letter of {mine.request_id}: a settlement that is in no record "
+                                        f"({letter.error})"]  # fmt: skip
+    await db(lambda: DeadLetter.objects.update(resolved_at=letter.created_at))
     assert (await db(verify)).drift == []

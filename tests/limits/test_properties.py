@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.catalogue.pricing import CLASSES, Rates, hold
-from gateway.limits.claims import Need, affordable_output
+from gateway.limits.claims import Need, affordable_output, claims_for
 from gateway.limits.facts import Rule
 from gateway.limits.windows import window_at
 
@@ -166,3 +167,21 @@ def test_fit_finds_the_largest_cap_that_is_affordable(
         assert asked(found) <= available
     if found < cap:
         assert asked(found + 1) > available
+
+
+@pytest.mark.parametrize(
+    ("changes", "amount", "ask"),
+    [
+        ({"hold": "expected", "on_shortage": "refuse"}, 600, 600),  # 1,024 is a guess: the true use may fit
+        ({"hold": "expected", "on_shortage": "refuse"}, 5_000, 1_124),
+        ({"hold": "expected", "on_shortage": "refuse"}, 60, 101),  # its input alone does not
+        ({"hold": "expected", "on_shortage": "refuse"}, 0, 101),
+        ({"hold": "expected", "on_shortage": "fit"}, 600, 1_124),  # is lowered instead
+        ({"hold": "hard", "on_shortage": "refuse"}, 600, 1_124),
+    ],
+)
+def test_a_guess_alone_never_exceeds_a_limit(changes: dict[str, str], amount: int, ask: int) -> None:
+    need = Need(100, 1_024, 100, 1_024)
+    mine = replace(rule("b", amount), **changes)  # type: ignore[arg-type]
+    (claim,) = claims_for([mine], need=need, rates=None, zone=ZoneInfo("UTC"), now=datetime(2026, 1, 1, tzinfo=UTC))
+    assert claim["ask"] == ask

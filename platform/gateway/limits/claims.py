@@ -70,7 +70,7 @@ def claims_for(
 
 def _claim(rule: Rule, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime) -> Claim:
     claim = empty_claim(rule, zone, now)
-    claim["ask"] = _ask(rule, need, rates)
+    claim["ask"] = _ask(rule, claim["amount"], need, rates)
     return claim
 
 
@@ -90,7 +90,7 @@ def empty_claim(rule: Rule, zone: ZoneInfo, now: datetime) -> Claim:
     }
 
 
-def _ask(rule: Rule, need: Need, rates: Rates | None) -> int:
+def _ask(rule: Rule, amount: int, need: Need, rates: Rates | None) -> int:
     if rule.measure in ("q", "f"):
         return 1
     tokens = need.tokens(hard=rule.hold == "hard")
@@ -98,13 +98,21 @@ def _ask(rule: Rule, need: Need, rates: Rates | None) -> int:
         tokens = tokens or need.tokens(hard=False)
     if tokens is None:
         raise Unbounded(rule, "input" if need.input_worst is None else "output")
-    if rule.measure == "s":
-        if rates is not None:
-            return hold(rates, *tokens)
+    if rates is None and rule.measure == "s":
         if rule.mode == "enforce":
             raise Unbounded(rule, "price")
         return 0
-    return {"i": tokens[0], "o": tokens[1], "b": sum(tokens)}[rule.measure]
+    ask = _units(rule, *tokens, rates)
+    if rule.hold == "hard" or rule.on_shortage == "fit":
+        return ask
+    # A guess of the output may be too high: by itself it must not exceed a limit that the true use may fit into.
+    return min(ask, max(amount, _units(rule, tokens[0], min(1, tokens[1]), rates)))
+
+
+def _units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+    if rule.measure == "s":
+        return hold(rates, input_tokens, output_tokens) if rates is not None else 0
+    return {"i": input_tokens, "o": output_tokens, "b": input_tokens + output_tokens}[rule.measure]
 
 
 def affordable_output(rule: Rule, available: int, *, need: Need, rates: Rates | None, choices: int) -> int:

@@ -112,6 +112,18 @@ BEGIN
         INTO late, swept, more FROM corrected;
         deltas := deltas || late;
         changes := changes || more;
+
+        -- Where a person has decided, nothing is booked; but what really happened is kept for somebody to compare.
+        INSERT INTO ledger_deadletter (request_id, payload, error, created_at)
+        SELECT i.request_id, jsonb_strip_nulls(to_jsonb(i)), 'settled after a person had resolved it: nothing was'
+            ' booked; compare it with the resolution, and correct the record if they differ', now()
+        FROM unnest(p_items) i JOIN ledger_usagerecord r ON r.request_id = i.request_id
+        WHERE i.op = 's' AND r.status = 'unknown'
+            AND EXISTS (SELECT FROM ledger_adjustment a
+                        WHERE a.request_id = r.request_id AND a.kind = 'resolution')
+            AND NOT EXISTS (SELECT FROM ledger_adjustment a
+                            WHERE a.request_id = r.request_id AND a.kind = 'late_settlement')
+        ON CONFLICT (request_id) DO NOTHING;
     END IF;
     IF changes IS NOT NULL THEN
         PERFORM ledger_move_limits(changes);
@@ -134,6 +146,7 @@ BEGIN
         RETURN 0;
     END IF;
     PERFORM ledger_lock_counters(owners, false);
+    LOCK TABLE ledger_hold IN ROW EXCLUSIVE MODE;  -- before limits: see ledger_desk
     -- It may have come back to life while we waited.
     IF EXISTS (SELECT FROM ledger_process WHERE id = p_process AND ended_at IS NULL AND suspected_at IS NULL) THEN
         RETURN 0;
