@@ -211,6 +211,24 @@ BEGIN
         SELECT array_agg(i) INTO items FROM unnest(items) i WHERE i.request_id <> ALL (blocked);
     END IF;
 
+    -- Whoever makes a counter for everybody has the holds to itself (ledger_make_counter). All others enter here:
+    -- before they lock limits, which it may wait for; and before they look at versions, so that whoever has not
+    -- heard of the new limit is waited for, and is in the ledger that the counter starts from.
+    IF owners IS NOT NULL THEN
+        IF EXISTS (
+            SELECT FROM unnest(items) i, LATERAL jsonb_populate_recordset(NULL::ledger_claim, i.limits) c
+            WHERE i.op = 'a' AND c.owner = 0
+                AND NOT EXISTS (SELECT FROM limits_limitcounter l
+                                WHERE l.rule_id = c.rule AND l.owner_id = 0 AND l.window_start = c.starts)
+                AND EXISTS (SELECT FROM limits_limitrule r
+                            WHERE r.id = c.rule AND r.tenant_id IS NULL AND r.key_id IS NULL AND r.plan_id IS NULL))
+        THEN
+            LOCK TABLE ledger_hold IN SHARE ROW EXCLUSIVE MODE;
+        ELSE
+            LOCK TABLE ledger_hold IN ROW EXCLUSIVE MODE;
+        END IF;
+    END IF;
+
     -- Admissions and checks: are the facts that they were prepared with still the facts?
     SELECT version INTO catalogue FROM catalogue_catalogueversion;
     SELECT array_agg(i) FILTER (WHERE v.verdict = 'ok'),
