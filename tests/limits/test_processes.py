@@ -139,6 +139,10 @@ def true_books() -> None:
     assert all(counter.held == 0 for counter in LimitCounter.objects.all())
 
 
+def records() -> list[Any]:
+    return list(UsageRecord.objects.order_by("started_at"))
+
+
 def decisions_of(rule: LimitRule) -> list[list[int]]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT decided FROM ledger_usagerecord WHERE decided <> '{}'")
@@ -155,7 +159,7 @@ def decided_within(rule: LimitRule) -> None:
 def most_at_once(asked: Callable[[Any], int], charged: Callable[[Any], int]) -> int:
     """By the records' own times: what running requests held and ended ones were charged, at its highest."""
     events = []
-    for record in UsageRecord.objects.all():
+    for record in records():
         ask = asked(record)
         events += [(record.started_at, 1, ask), (record.ended_at, 0, charged(record) - ask)]
     total = most = 0
@@ -166,10 +170,10 @@ def most_at_once(asked: Callable[[Any], int], charged: Callable[[Any], int]) -> 
 
 
 def most_in_a_minute(amount: Callable[[Any], int]) -> int:
-    records = list(UsageRecord.objects.order_by("started_at"))
+    found, minute = records(), timedelta(seconds=60)
     return max(
-        sum(amount(r) for r in records if first.started_at <= r.started_at < first.started_at + timedelta(seconds=60))
-        for first in records
+        sum(amount(record) for record in found if first.started_at <= record.started_at < first.started_at + minute)
+        for first in found
     )
 
 
@@ -187,13 +191,13 @@ def test_a_hard_budget_is_never_exceeded_and_used_to_its_end(desks: Desks, acme:
         time.sleep(0.01)
     reports = desks.reports()
     assert 0 < max(seen) <= budget
-    records = list(UsageRecord.objects.all())
-    assert {record.charge for record in records} == {CHARGE}
-    assert sum(record.charge for record in records) <= budget
+    booked = records()
+    assert {record.charge for record in booked} == {CHARGE}
+    assert sum(record.charge for record in booked) <= budget
     decided_within(mine)
     (ask,) = {int(row[8]) for row in decisions_of(mine)}
     assert most_at_once(lambda _: ask, lambda r: r.charge) <= budget
-    rates = load_catalogue().by_name["acme-chat"].charge_rates(acme.tenant_id, "USD", records[0].started_at)
+    rates = load_catalogue().by_name["acme-chat"].charge_rates(acme.tenant_id, "USD", booked[0].started_at)
     assert rates is not None
     assert ask >= hold(rates, USAGE["input"], 100)
     serial = (budget - ask) // CHARGE + 1
@@ -229,7 +233,7 @@ def test_requests_in_a_minute_are_used_to_the_last(desks: Desks, acme: APIKey, r
 def test_tenants_that_share_a_models_limits_never_deadlock(
     desks: Desks, acme: APIKey, globex: APIKey, chat_model: Model, rule: MakeRule
 ) -> None:
-    """Also while limits for everybody are added: their counters are made beside requests that know nothing of them."""
+    """Also while limits for everybody are added, and counters made beside requests that know nothing of them."""
     before = deadlocks()
     shared = [
         rule(model=chat_model, metric="requests", per="minute", amount=700),
@@ -283,7 +287,7 @@ def test_a_killed_process_leaves_no_holds_and_no_drift(
     assert sweep(lease_seconds=0) == lost
     assert WorkItem.objects.filter(kind="unknown", resolved_at=None).count() == lost
     true_books()
-    charges = [record.charge for record in UsageRecord.objects.all()]
+    charges = [record.charge for record in records()]
     assert LimitCounter.objects.get(rule_id=budget.pk, window_start=EVER).used == sum(charges) <= 150 * CHARGE
     assert admitted(reports) < len(charges)
     for mine in (budget, flight, minute):
