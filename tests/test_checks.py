@@ -67,9 +67,16 @@ def test_in_production_secrets_hosts_and_stores_must_be_given(
     settings.ALLOWED_HOSTS = []
     settings.MISSING_SECRETS = ["SECRET_KEY"]
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
-    monkeypatch.setitem(settings.MIGRATION_DATABASE, "USER", settings.DATABASES["default"]["USER"])
     monkeypatch.delenv("VALKEY_URL", raising=False)
-    assert set(found(deploy=True)) == {f"counterfoil.{name}" for name in ["E002", "E005", "W011", "W012"]}
+    assert set(found(deploy=True)) == {f"counterfoil.{name}" for name in ["E002", "E005", "W011"]}
+
+
+@pytest.mark.django_db
+def test_one_role_for_everything_is_warned_of_in_production(settings: Settings) -> None:
+    """Tests run as the owner of the tables."""
+    assert found(databases=["default"]) == {}
+    settings.PRODUCTION = True
+    assert "counterfoil.W012" in found(databases=["default"])
 
 
 @pytest.mark.django_db

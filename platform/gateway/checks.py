@@ -147,14 +147,6 @@ def check_deployment(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
                 id="counterfoil.W011",
             )
         )
-    if settings.PRODUCTION and settings.DATABASES["default"].get("USER") == settings.MIGRATION_DATABASE.get("USER"):
-        found.append(
-            Warning(
-                "The application's database role also owns the tables, so it could change the ledger.",
-                hint="Give DATABASE_URL a role of its own, and the owner's to `migrate` in MIGRATION_DATABASE_URL.",
-                id="counterfoil.W012",
-            )
-        )
     return found
 
 
@@ -184,3 +176,24 @@ def check_catalogue(
     except ImproperlyConfigured as error:
         found.append(Error(str(error), hint="See ENCRYPTION_KEYS in docs/operations.md.", id="counterfoil.E008"))
     return found
+
+
+@register(Tags.database)
+def check_roles(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Asked of the database, since a web container knows the application's URL alone."""
+    if "default" not in (databases or []) or not settings.PRODUCTION:
+        return []
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_tables WHERE tablename = 'ledger_usagerecord' AND tableowner = current_user")
+        owned = cursor.fetchone() is not None
+    if not owned:
+        return []
+    return [
+        Warning(
+            "The application's database role also owns the tables, so it could change the ledger.",
+            hint="Give DATABASE_URL a role of its own, and the owner's to `migrate` in MIGRATION_DATABASE_URL.",
+            id="counterfoil.W012",
+        )
+    ]

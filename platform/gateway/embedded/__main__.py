@@ -18,7 +18,6 @@ from gateway.embedded.progress import say
 from gateway.embedded.trouble import Trouble
 
 if TYPE_CHECKING:  # both read the settings
-    from gateway.embedded.seed import Seeded
     from gateway.embedded.supervisor import Supervisor
 
 
@@ -70,21 +69,25 @@ def run() -> None:
         drain_s=settings.DRAIN_SECONDS,
         engines=Engines(home, postgres=settings.EMBEDDED, valkey="VALKEY_URL" not in os.environ),
     )
+    greeted = False
     try:
-        seeded = supervisor.start()
-        _greet(supervisor, seeded, prefix)
+        supervisor.start()
+        _greet(supervisor, prefix)
+        greeted = True
         supervisor.watch()
     finally:
         supervisor.stop()
+        if supervisor.seeded and not greeted:  # the next start can show them no more
+            print(f"Made before the start failed, and shown this once:\n{supervisor.seeded}", flush=True)
 
 
-def _greet(supervisor: Supervisor, seeded: Seeded | None, prefix: str) -> None:
+def _greet(supervisor: Supervisor, prefix: str) -> None:
     from django.conf import settings
 
     from gateway.embedded import seed, steps
     from gateway.embedded.greeting import Greeting
 
-    shown = seed.model_to_show()
+    seeded, shown = supervisor.seeded, seed.model_to_show()
     if seeded and shown:
         steps.complete_chat(f"{supervisor.url}{settings.API_PREFIX}", seeded.key, shown)
     greeting = Greeting(

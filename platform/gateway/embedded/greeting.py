@@ -44,10 +44,7 @@ class Greeting:
         return "\n".join(lines)
 
     def _shown_once(self, seeded: Seeded) -> list[str]:
-        shown = [f"  API key         {seeded.key}    (tenant {DEMO})"]
-        if seeded.password:
-            shown += [f"  Admin name      {ADMIN}", f"  Admin password  {seeded.password}"]
-        return [*shown, "", "Key and password are shown this once. Get new ones with:", *self._commands()]
+        return [str(seeded), "", "Key and password are shown this once. Get new ones with:", *self._commands()]
 
     def _how_to_get_new(self) -> list[str]:
         return ["Key and password were shown at the first start. Get new ones with:", *self._commands()]

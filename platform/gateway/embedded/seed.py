@@ -29,6 +29,12 @@ class Seeded:
     key: str
     password: str
 
+    def __str__(self) -> str:
+        lines = [f"  API key         {self.key}    (tenant {DEMO})"]
+        if self.password:
+            lines += [f"  Admin name      {ADMIN}", f"  Admin password  {self.password}"]
+        return "\n".join(lines)
+
 
 def seed(*, with_local_model: bool) -> Seeded | None:
     """Fill a database in which there is no tenant yet; None if there is one. API_KEYS are taken in each time."""

@@ -75,6 +75,7 @@ class Supervisor:
         self.home = home
         self.url = steps.url_of(host, port)
         self.engines = engines
+        self.seeded: Seeded | None = None
         self._listener: socket.socket | None = steps.listen(host, port)
         logs = home / "logs"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -120,8 +121,8 @@ class Supervisor:
 
             seed.point_provider_at(self.local_model.base_url, self.local_model.key)
 
-    def start(self) -> Seeded | None:
-        """From nothing to ready; what was made for a new database. Raises Trouble."""
+    def start(self) -> None:
+        """From nothing to ready; `seeded` is what was made for a new database. Raises Trouble."""
         import django
 
         self.engines.start()
@@ -135,13 +136,12 @@ class Supervisor:
         from gateway.embedded import seed
 
         steps.migrate()
-        seeded = seed.seed(with_local_model=self.local_model is not None)
+        self.seeded = seed.seed(with_local_model=self.local_model is not None)
         self._announce_model()
         say("starting the worker and the server")
         self.worker.start()
         self.server.start()
         self._wait()
-        return seeded
 
     def _wait(self) -> None:
         steps.wait_for("server", lambda: steps.not_ready(self.url), self._all_must_live)
