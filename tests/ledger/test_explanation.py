@@ -68,7 +68,7 @@ async def test_it_explains_what_runs_and_what_has_ended(desk: Desk, limited: Mak
 
 
 async def test_it_explains_a_lowered_request_both_ways(desk: Desk, limited: MakeOrder, rule: MakeRule) -> None:
-    await db(lambda: rule(metric="tokens", per="day", amount=25, on_shortage="fit"))
+    await db(lambda: rule(metric="tokens", per="day", amount=25, hold="hard", on_shortage="fit"))
     mine = await db(limited)
     await desk.admit(mine)
     smaller = await db(lambda: limited(tokens=(10, 15)))
@@ -175,7 +175,7 @@ async def test_it_knows_credit_fit_and_price(rule: MakeRule, acme: APIKey, chat_
     await db(lambda: Credit.objects.create(rule=prepaid, amount=10**9, expires_at=now + timedelta(days=2)))
     assert (await db(lambda: asked(acme))).allowed
     assert not (await db(lambda: asked(acme, at=now + timedelta(days=3)))).allowed
-    await db(lambda: rule(metric="tokens", per="day", amount=25, on_shortage="fit", floor=1))
+    await db(lambda: rule(metric="tokens", per="day", amount=25, hold="hard", on_shortage="fit", floor=1))
     lowered = await db(lambda: asked(acme))
     assert (lowered.allowed, lowered.lowered_to) == (True, 15)
     assert lowered.sentence == "Yes, with its completion lowered to 15 tokens."

@@ -82,7 +82,7 @@ def test_the_sampler_keeps_a_few_a_second_and_counts_the_rest() -> None:
 
 
 async def test_a_lowered_request_that_is_admitted_says_so(desk: Desk, limited: MakeOrder, rule: MakeRule) -> None:
-    await db(lambda: rule(metric="tokens", per="day", amount=25))
+    await db(lambda: rule(metric="tokens", per="day", amount=25, hold="hard"))
     mine = await db(limited)
     assert (await desk.admit(mine))[0] == "limited"
     smaller = await db(lambda: limited(tokens=(10, 15)))
