@@ -18,7 +18,7 @@ from ninja import NinjaAPI, Swagger
 from ninja.openapi.urls import get_openapi_urls
 from ninja.utils import replace_path_param_notation
 
-from apiv1 import chat, models, usage
+from apiv1 import chat, limits, models, usage
 from apiv1.auth import Bearer
 from apiv1.errors import invalid_url, respond, wrong_method
 from gateway import __version__
@@ -92,3 +92,4 @@ api = Wire(
 api.add_router("", chat.router)
 api.add_router("", models.router)
 api.add_router("", usage.router)
+api.add_router("", limits.router)

@@ -16,6 +16,7 @@ from ninja.security.base import AuthBase
 
 from apiv1.keyring import ring
 from apiv1.requests import ApiRequest
+from apiv1.strangers import address_of, strangers
 from gateway.errors import InvalidApiKey, MissingApiKey, TenantSuspended, Unavailable
 from tenants import keys
 from tenants.facts import Caller
@@ -35,7 +36,13 @@ class Bearer(AuthBase):
 
     async def __call__(self, request: HttpRequest) -> Caller:
         assert isinstance(request, HttpRequest)
-        caller, digest, shown = await _identify(request.headers.get("authorization"))
+        try:
+            caller, digest, shown = await _identify(request.headers.get("authorization"))
+        except (MissingApiKey, InvalidApiKey) as refused:
+            flood = strangers.refusal(address_of(request))
+            if flood is None:
+                raise
+            raise flood from refused
         known: ApiRequest = request  # type: ignore[assignment]
         known.auth = caller
         known.reload = partial(_reload, digest, shown)

@@ -1,4 +1,4 @@
-"""The JSON body of a request, as bytes: its type and its size are checked, its content is not."""
+"""What clients send: the JSON body as bytes, its type and size checked but not its content; texts of their own."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def unsupported(sent: str) -> InvalidRequest:
         f"the header 'Content-Type: {sent[:200]}'. Please try again with a supported content type.",
         code="unsupported_content_type",
     )
+
+
+def printable(text: str, longest: int) -> str:
+    """A client's own label, for the books and the log: PostgreSQL's text holds no NUL, a log line no control."""
+    text = text[:longest]
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)

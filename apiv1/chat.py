@@ -9,11 +9,12 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from ninja import Router
 
-from apiv1.bodies import json_body
+from apiv1.bodies import json_body, printable
 from apiv1.requests import ApiRequest
 from apiv1.schemas import chat
 from apiv1.sse import event_stream
 from gateway import pipeline
+from gateway.errors import GatewayError
 from gateway.pipeline import Call
 
 router = Router(tags=["Chat"])
@@ -35,11 +36,14 @@ async def create_chat_completion(request: ApiRequest) -> HttpResponseBase:
     try:
         if call.stream:
             events = await pipeline.open_stream(call)
-            return event_stream(request, events, lambda: log_outcome(request, call))
+            return event_stream(request, events, lambda: log_outcome(request, call), call.headers)
         answer = await pipeline.complete(call)
+    except GatewayError as refused:
+        refused.headers = {**call.headers, **refused.headers}
+        raise
     finally:
         log_outcome(request, call)
-    return HttpResponse(answer, content_type="application/json")
+    return HttpResponse(answer, content_type="application/json", headers=call.headers)
 
 
 def call_of(request: ApiRequest, body: dict[str, Any]) -> Call:
@@ -66,9 +70,3 @@ def log_outcome(request: ApiRequest, call: Call) -> None:
     if usage is not None:
         log.input_tokens = usage.input_tokens + usage.cached_input_tokens + usage.cache_write_tokens
         log.output_tokens = usage.output_tokens + usage.reasoning_tokens
-
-
-def printable(text: str, longest: int) -> str:
-    """A client's own label, for the books and the log: PostgreSQL's text holds no NUL, a log line no control."""
-    text = text[:longest]
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)

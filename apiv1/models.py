@@ -8,6 +8,7 @@ import orjson
 from django.http import HttpResponse
 from ninja import Router
 
+from apiv1.limits import rates_of
 from apiv1.requests import ApiRequest
 from gateway import pipeline, routing, snapshots
 from gateway.catalogue.snapshot import ModelFacts
@@ -19,8 +20,10 @@ router = Router(tags=["Models"])
 @router.get("/models", summary="List models", operation_id="listModels")
 async def list_models(request: ApiRequest) -> HttpResponse:
     """The models that this key may call, by id. Not paginated."""
-    models = await pipeline.permitted_models(request.auth, request.reload)
-    return _answer({"object": "list", "data": [model_object(facts) for facts in models]})
+    caller = await pipeline.ensure_fresh(request.auth, request.reload)
+    models = routing.permitted(await snapshots.catalogue(), caller)
+    body = {"object": "list", "data": [model_object(facts) for facts in models]}
+    return _answer(body, await rates_of(caller))
 
 
 @router.get("/models/{path:model}", summary="Retrieve model", operation_id="retrieveModel")
@@ -33,12 +36,12 @@ async def retrieve_model(request: ApiRequest, model: str) -> HttpResponse:
         raise ModelNotFound(exc.message, param="model") from None
     if not facts.deployments:  # served nowhere: the list leaves it out too
         raise ModelNotFound(routing.NO_SUCH_MODEL.format(model), param="model")
-    return _answer(model_object(facts))
+    return _answer(model_object(facts), await rates_of(caller))
 
 
 def model_object(facts: ModelFacts) -> dict[str, Any]:
     return {"id": facts.public_id, "object": "model", "created": facts.created, "owned_by": facts.owned_by}
 
 
-def _answer(value: dict[str, Any]) -> HttpResponse:
-    return HttpResponse(orjson.dumps(value), content_type="application/json")
+def _answer(value: dict[str, Any], headers: dict[str, str]) -> HttpResponse:
+    return HttpResponse(orjson.dumps(value), content_type="application/json", headers=headers)

@@ -7,7 +7,7 @@ success (openai-wire.md 4). `StreamBroken` out of the iterator tells the server 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from django.http import HttpRequest, StreamingHttpResponse
 
@@ -27,10 +27,14 @@ def error_event(exc: GatewayError) -> bytes:
 
 
 def event_stream(
-    request: HttpRequest, events: AsyncIterator[bytes], ended: Callable[[], None]
+    request: HttpRequest,
+    events: AsyncIterator[bytes],
+    ended: Callable[[], None],
+    headers: Mapping[str, str] = HEADERS,
 ) -> StreamingHttpResponse:
     """A response that relays `events`; `ended` is called once, however they end."""
-    return StreamingHttpResponse(_relay(request, events, ended), content_type=CONTENT_TYPE, headers=HEADERS)
+    headers = HEADERS if headers is HEADERS else {**HEADERS, **headers}
+    return StreamingHttpResponse(_relay(request, events, ended), content_type=CONTENT_TYPE, headers=headers)
 
 
 async def _relay(

@@ -17,6 +17,7 @@ import orjson
 from django.http import HttpResponse
 from ninja import P, QueryEx, Router
 
+from apiv1.limits import rates_of
 from apiv1.requests import ApiRequest
 from gateway import pipeline
 from gateway.billing.facts import MEASURES
@@ -72,7 +73,7 @@ async def list_usage(
         "last_id": ids[-1] if ids else None,
         "has_more": page.has_more,
     }
-    return HttpResponse(orjson.dumps(body), content_type="application/json")
+    return HttpResponse(orjson.dumps(body), content_type="application/json", headers=await rates_of(caller))
 
 
 def _selection(caller: Caller, first: str, last: str, by: str, now: datetime) -> Selection:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
+from zoneinfo import ZoneInfo
 
 from tenants.models import APIKey, KeySecret
 
@@ -34,6 +35,10 @@ class Caller:
     tenant_models: tuple[str, ...]
     timezone: str
     currency: str
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
 
     @cached_property
     def _verdicts(self) -> dict[str, bool]:

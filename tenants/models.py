@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zoneinfo
+from collections.abc import Callable
 from datetime import datetime
 from typing import Self
 
@@ -31,6 +32,11 @@ def validate_patterns(patterns: object) -> None:
 
 def every_model() -> list[str]:
     return ["*"]
+
+
+# Layers above may refuse that a tenant's time zone or currency changes: called with the stored and the new tenant,
+# they raise ValidationError (limits.tenancy).
+move_checks: list[Callable[[Tenant, Tenant], None]] = []
 
 
 class Tenant(models.Model):
@@ -71,6 +77,12 @@ class Tenant(models.Model):
 
     def __str__(self) -> str:
         return self.slug
+
+    def clean(self) -> None:
+        stored = Tenant.objects.filter(pk=self.pk).first() if self.pk else None
+        if stored is not None and (stored.timezone, stored.currency) != (self.timezone, self.currency):
+            for check in move_checks:
+                check(stored, self)
 
     @property
     def zone(self) -> zoneinfo.ZoneInfo:

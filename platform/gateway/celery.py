@@ -23,6 +23,11 @@ BEAT_SCHEDULE = {
     "sweep the holds of dead processes": _every(5, "ledger.sweep"),
     "roll usage up": _every(15, "billing.roll_up"),
     "keys' last use": _every(60, "billing.update_last_used"),
+    "counters against the ledger": _every(180, "ledger.check_drift"),
+    "warnings of limits": _every(30, "limits.warn"),
+    "windows ahead": _every(300, "limits.open_windows"),
+    "expired credit": _every(60, "limits.close_credits"),
+    "old windows, warnings and refusals": _every(3600, "limits.tidy"),
     "partitions ahead": _every(3600, "ledger.ensure_partitions"),
 }
 
@@ -36,7 +41,7 @@ app.conf.update(
     worker_hijack_root_logger=False,  # gateway.logs is configured by Django's set-up
     broker_connection_retry_on_startup=True,
 )
-app.autodiscover_tasks(["gateway.billing", "gateway.ledger"])
+app.autodiscover_tasks(["gateway.billing", "gateway.ledger", "gateway.limits"])
 
 
 @worker_ready.connect

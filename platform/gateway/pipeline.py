@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from gateway import routing
-from gateway.catalogue.snapshot import ModelFacts
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -29,13 +29,15 @@ from gateway.errors import (
 from gateway.identifiers import uuid7
 from gateway.ledger import desk
 from gateway.ledger.items import Ending
+from gateway.limits import rate_headers
+from gateway.limits.refusals import refusal
 from gateway.routing import Route
-from gateway.snapshots import catalogue, read, reload_catalogue
+from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
 from gateway.upstreams.base import Stream, Usage
 from tenants.facts import Caller
 
-__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "permitted_models", "read"]
+__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "read"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Call:
     outcome: str = ""
     began: float = field(default_factory=time.perf_counter)
     first_byte_ms: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)  # for the response: rate limits, a lowered cap
 
 
 async def complete(call: Call) -> bytes:
@@ -159,12 +162,6 @@ class Relay:
             self._leave()
 
 
-async def permitted_models(caller: Caller, reload: Reload) -> list[ModelFacts]:
-    """The models that the key may call now."""
-    caller = await ensure_fresh(caller, reload)
-    return routing.permitted(await catalogue(), caller)
-
-
 async def ensure_fresh(caller: Caller, reload: Reload) -> Caller:
     """The caller as the database knows it at this moment, or the refusal that it deserves."""
     for _ in range(ATTEMPTS):
@@ -177,8 +174,11 @@ async def ensure_fresh(caller: Caller, reload: Reload) -> Caller:
 
 async def _admit(call: Call) -> Route:
     """Decide on snapshots, have the desk confirm them and write the hold; read them anew if they are stale."""
-    for _ in range(ATTEMPTS):
+    now: datetime | None = None
+    lowered: int | None = None
+    for attempt in range(1, ATTEMPTS + 1):
         snapshot = await catalogue()
+        rules = await rules_of(call.caller)
         try:
             route = routing.choose_route(
                 snapshot,
@@ -189,6 +189,9 @@ async def _admit(call: Call) -> Route:
                 body=call.body,
                 stream=call.stream,
                 include_usage=call.include_usage,
+                rules=rules,
+                now=now,
+                lowered=lowered,
             )
         except GatewayError:
             # A refusal on old facts would be a false one.
@@ -197,12 +200,36 @@ async def _admit(call: Call) -> Route:
                 raise
         else:
             route.order.client_request_id, route.order.end_user = call.client_request_id, call.end_user
-            verdict = await desk.current().admit(route.order)
+            verdict, detail = await desk.current().admit(route.order)
             if verdict == "ok":
-                call.public_model = route.face.model
+                _admitted(call, route, lowered)
                 return route
+            if verdict == "limited":
+                lowered = _fitted_or_refused(call, route, detail, attempt)
+                continue
+            if verdict == "window":  # our clock was in another window than the database's
+                now = datetime.fromisoformat(detail)
+                continue
         call.caller = await _refresh(verdict, call.caller, call.reload)
     raise Unavailable("The service is being reconfigured. Please try again.", retry_after=1)
+
+
+def _admitted(call: Call, route: Route, lowered: int | None) -> None:
+    call.public_model = route.face.model
+    order = route.order
+    if order.admitted_state and order.started_at:
+        call.headers = rate_headers.of_decided(order.admitted_state, route.rules, order.started_at)
+    if lowered is not None:
+        call.headers["x-counterfoil-max-tokens"] = str(lowered)
+
+
+def _fitted_or_refused(call: Call, route: Route, states: list[dict[str, Any]], attempt: int) -> int:
+    """The lower cap to try again with, or the refusal with the numbers that it was decided on."""
+    cap = routing.fitted(route, states) if attempt < ATTEMPTS else None
+    if cap is None:
+        caller = call.caller
+        raise refusal(states, route.rules, model=call.model, tenant=caller.tenant, zone=caller.zone)
+    return cap
 
 
 async def _refresh(verdict: str, caller: Caller, reload: Reload) -> Caller:
@@ -240,6 +267,9 @@ def _settle(
 def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int, error_code: str) -> Ending:
     """Note the end of a call, for the request log and the live feed."""
     call.usage, call.outcome = usage, status
+    if status == "completed":
+        output = usage.output_tokens + usage.reasoning_tokens
+        routing.expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
     ended_requests.append(
         {
             "request_id": str(call.request_id),

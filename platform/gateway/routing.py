@@ -7,16 +7,22 @@ Everything is decided on snapshots; a refusal counts only after the desk has con
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import orjson
 from django.conf import settings
 
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
 from gateway.ledger.items import Order
+from gateway.limits.claims import Need, Unbounded, affordable_output, applicable, claims_for
+from gateway.limits.expectations import Expectations
+from gateway.limits.facts import Rule
+from gateway.limits.refusals import unbounded
 from gateway.upstreams import tokens
 from gateway.upstreams.base import Adapter, Face, Target
 from gateway.upstreams.registry import adapter_for
@@ -24,6 +30,10 @@ from tenants.facts import Caller
 
 NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
 CAPS = ("max_completion_tokens", "max_tokens")
+UNCAPPED = 2**31
+MEDIA = frozenset({"image_url", "input_audio", "file"})  # parts whose tokens have no bound that we know
+
+expectations = Expectations()
 
 
 @dataclass(slots=True)
@@ -35,6 +45,10 @@ class Route:
     target: Target
     request: dict[str, Any]  # what goes upstream, in OpenAI's form
     face: Face
+    rules: dict[int, Rule]
+    need: Need
+    cap: int  # on the completion of one choice; 0: none
+    choices: int
 
 
 def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
@@ -59,12 +73,16 @@ def choose_route(
     body: dict[str, Any],
     stream: bool,
     include_usage: bool,
+    rules: Sequence[Rule] = (),
+    now: datetime | None = None,
+    lowered: int | None = None,
 ) -> Route:
+    """The route and its order. `lowered` is the cap that a limit of `on_shortage: fit` has left."""
     facts = find_model(catalogue, caller, name)
     target = facts.choose()
     if target is None:
         raise Unavailable(f"The model `{name}` is not available at the moment.", retry_after=30)
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     charge_rates = facts.charge_rates(caller.tenant_id, caller.currency, now)
     if charge_rates is None and facts.refuse_unpriced:
         raise PermissionDenied(
@@ -74,6 +92,11 @@ def choose_route(
             param="model",
         )
     request, cap = _capped(body, facts)
+    if lowered is not None:
+        request, cap = _lowered(request, lowered), lowered
+    choices = body.get("n") or 1
+    watching = applicable(rules, facts.id, caller.currency)
+    need = _need(request, watching, caller.key_id, facts.id, cap, choices)
     order = Order(
         request_id=request_id,
         caller=caller,
@@ -84,11 +107,17 @@ def choose_route(
         catalogue_model_id=facts.id,
         deployment_id=target.deployment_id,
         provider_id=target.provider_id,
-        input_tokens=tokens.guess_request(request),
-        output_tokens=cap * (body.get("n") or 1),
+        input_tokens=need.input_expected,
+        output_tokens=need.output_expected,
         charge_rates=charge_rates,
         cost_rates=facts.cost_rates(target.provider_id, now),
+        lowered=lowered,
     )
+    if watching:
+        try:
+            order.claims = claims_for(watching, need=need, rates=charge_rates, zone=caller.zone, now=now)
+        except Unbounded as exc:
+            raise unbounded(exc, model=name) from exc
     face = Face(
         id=f"chatcmpl-{request_id.hex}",
         created=int(time.time()),
@@ -96,7 +125,56 @@ def choose_route(
         reasoning_field=facts.reasoning_field,
         include_usage=include_usage,
     )
-    return Route(order, adapter_for(target.protocol), target, request, face)
+    known = {rule.id: rule for rule in watching}
+    return Route(order, adapter_for(target.protocol), target, request, face, known, need, cap, choices)
+
+
+def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:
+    """The lower cap with which a request fits into every limit that refused it; None: it cannot be made to."""
+    most = cap = route.cap or UNCAPPED
+    floor = 1
+    for state in states:
+        if state["fits"] or not state["enforce"]:
+            continue
+        rule = route.rules[state["rule"]]
+        if rule.on_shortage != "fit":
+            return None
+        available = int(state["amount"] - state["taken"])
+        rates = route.order.charge_rates
+        cap = min(cap, affordable_output(rule, available, need=route.need, rates=rates, choices=route.choices))
+        floor = max(floor, rule.floor)
+    return cap if floor <= cap < most else None
+
+
+def _lowered(request: dict[str, Any], cap: int) -> dict[str, Any]:
+    set_already = [name for name in CAPS if request.get(name) is not None]
+    return {**request, **dict.fromkeys(set_already or ["max_tokens"], cap)}
+
+
+def _need(request: dict[str, Any], rules: Sequence[Rule], key_id: int, model_id: int, cap: int, choices: int) -> Need:
+    """Expected and worst use. The worst case is worked out only where a hard limit asks for it."""
+    hard = any(rule.hold == "hard" for rule in rules)
+    return Need(
+        input_expected=tokens.guess_request(request),
+        output_expected=expectations.expect(key_id, model_id, cap) * choices,
+        input_worst=_most_input(request) if hard else None,
+        output_worst=cap * choices if hard and cap else None,
+    )
+
+
+def _most_input(request: dict[str, Any]) -> int | None:
+    """No tokenizer makes more tokens than there are bytes; templates add some per message. None: media parts."""
+    messages = request["messages"]
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") in MEDIA for part in content):
+            return None
+    told = {
+        name: value
+        for name, value in request.items()
+        if name in ("messages", "tools", "functions", "response_format")
+    }
+    return len(orjson.dumps(told)) + 64 * (len(messages) + 1)
 
 
 def _capped(body: dict[str, Any], facts: ModelFacts) -> tuple[dict[str, Any], int]:

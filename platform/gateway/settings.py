@@ -56,6 +56,7 @@ API_KEYS = environment.strings("API_KEYS")
 FORMAT_ERROR_STATUS = environment.integer("FORMAT_ERROR_STATUS", 400)
 MAX_BODY_BYTES = environment.integer("MAX_BODY_BYTES", 26_214_400, low=1024)  # OpenAI's own limit
 DRAIN_SECONDS = environment.integer("DRAIN_SECONDS", 20, low=0)
+UNAUTHENTICATED_PER_MINUTE = environment.integer("UNAUTHENTICATED_PER_MINUTE", 120)  # by address; 0: no limit
 UPSTREAM_ALLOW_PRIVATE = environment.flag("UPSTREAM_ALLOW_PRIVATE", False)
 UPSTREAM_ALLOW_LOOPBACK = environment.flag("UPSTREAM_ALLOW_LOOPBACK", EMBEDDED)
 
@@ -98,6 +99,7 @@ INSTALLED_APPS = [
     "gateway.apps.GatewayConfig",
     "tenants",
     "gateway.catalogue",
+    "gateway.limits",
     "gateway.ledger",
     "gateway.billing",
     "gateway.reports",
@@ -161,11 +163,22 @@ LOGIN_URL = "admin:login"
 HTTPS = environment.flag("HTTPS", PRODUCTION)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = environment.integer("SECURE_HSTS_SECONDS", 31_536_000 if HTTPS else 0)
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if environment.flag("BEHIND_PROXY", False) else None
+BEHIND_PROXY = environment.flag("BEHIND_PROXY", False)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 SECURE_REDIRECT_EXEMPT = [".*"]  # TLS is the proxy's work; never redirect an API call
 # That redirect; and whether HSTS covers subdomains or is preloaded is for who owns the domain to say.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021"]
 LOGGING_CONFIG = None  # gateway.logs.configure() is called by GatewayConfig.ready
+
+# ---- e-mail: warnings of limits; none is sent without a host -----------------------------------------------
+EMAIL_HOST = environment.text("EMAIL_HOST")
+EMAIL_PORT = environment.integer("EMAIL_PORT", 587, low=1, high=65535)
+EMAIL_HOST_USER = environment.text("EMAIL_HOST_USER")
+EMAIL_HOST_PASSWORD = environment.text("EMAIL_HOST_PASSWORD")
+EMAIL_USE_TLS = environment.flag("EMAIL_USE_TLS", True)
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = environment.text("DEFAULT_FROM_EMAIL", "counterfoil@localhost")
+WARNING_EMAILS = environment.strings("WARNING_EMAILS")
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -192,5 +205,6 @@ CORS_EXPOSE_HEADERS = [
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
+    "x-counterfoil-max-tokens",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
 ]

@@ -6,6 +6,7 @@ Nothing here runs per request: the catalogue is read on first use, and again whe
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,12 +16,17 @@ from django.db import Error, InterfaceError, OperationalError, connection
 from gateway.catalogue.models import CatalogueVersion
 from gateway.catalogue.snapshot import Catalogue, load_catalogue
 from gateway.errors import Unavailable
+from gateway.limits.facts import Rule, load_model_rules, load_rules
+from tenants.facts import Caller
 
 T = TypeVar("T")
 
 _reader = ThreadPoolExecutor(1, thread_name_prefix="counterfoil-reader")
 _catalogue: Catalogue | None = None
 _loading: asyncio.Task[Catalogue] | None = None
+_model_rules: tuple[Rule, ...] = ()
+_rules: OrderedDict[int, tuple[tuple[int, int], tuple[Rule, ...]]] = OrderedDict()  # by key, the oldest read first
+RULES_KNOWN = 50_000
 # Called after the catalogue was read anew: others keep facts that its version covers (imported key digests).
 listeners: list[Callable[[], Awaitable[None]]] = []
 
@@ -78,7 +84,29 @@ def _newer_than(version: int | None) -> Catalogue | None:
     return load_catalogue()
 
 
+async def rules_of(caller: Caller) -> tuple[Rule, ...]:
+    """The limits that watch a caller, as of the versions of its key and tenant, and those on models."""
+    known = _rules.get(caller.key_id)
+    versions = caller.key_version, caller.tenant_version
+    if known is None or known[0] != versions:
+        known = versions, await read(load_rules, caller.tenant_id, caller.key_id)
+        _rules[caller.key_id] = known
+        if len(_rules) > RULES_KNOWN:
+            _rules.popitem(last=False)
+    return known[1] + _model_rules if _model_rules else known[1]
+
+
+async def _reload_model_rules() -> None:
+    global _model_rules
+    _model_rules = await read(load_model_rules)
+
+
+listeners.append(_reload_model_rules)
+
+
 def forget() -> None:
     """For tests, which change the database under our feet."""
-    global _catalogue, _loading
+    global _catalogue, _loading, _model_rules
     _catalogue = _loading = None
+    _model_rules = ()
+    _rules.clear()

@@ -1,4 +1,4 @@
-"""Form fields that keys and tenants share."""
+"""What the pages of keys and tenants share: lists as lines, the way to their limits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from typing import Any
 
 from django import forms
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 
@@ -31,3 +34,21 @@ class LinesField(forms.CharField):
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         return bool((initial or []) != self.to_python(data))
+
+
+def limits_of(subject: str, pk: int) -> SafeString:
+    """Links to the limits of a tenant or key; their pages belong to a layer above."""
+    return format_html(
+        '<a class="cf-link" href="{}?{}__id__exact={}">Its limits</a> · '
+        '<a class="cf-link" href="{}?{}={}">Add a limit</a> · '
+        '<a class="cf-link" href="{}?{}__id__exact={}">Its refusals</a>',
+        reverse("admin:limits_limitrule_changelist"),
+        subject,
+        pk,
+        reverse("admin:limits_limitrule_add"),
+        subject,
+        pk,
+        reverse("admin:limits_refusal_changelist"),
+        subject,
+        pk,
+    )

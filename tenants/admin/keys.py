@@ -14,6 +14,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from unfold.admin import TabularInline
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
@@ -21,7 +22,7 @@ from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from tenants.admin import handover
-from tenants.admin.fields import LinesField
+from tenants.admin.fields import LinesField, limits_of
 from tenants.admin.history import HistoryAdmin
 from tenants.models import APIKey, KeySecret
 from tenants.services import check_issuable, issue_key, revoke_key, rotate_key
@@ -105,6 +106,7 @@ class APIKeyAdmin(HistoryAdmin):
     fieldsets = [
         (None, {"fields": [("tenant", "name"), "expires_at", "allowed_models"]}),
         ("State", {"fields": [("public_id", "state"), ("created_by", "created_at"), ("last_used_at", "revoked_at")]}),
+        ("Limits", {"fields": ["limits_link"]}),
     ]
     add_fieldsets = [(None, {"fields": [("tenant", "name"), "expires_at", "allowed_models"]})]
     inlines = [SecretInline]
@@ -132,7 +134,16 @@ class APIKeyAdmin(HistoryAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: APIKey | None = None) -> list[str]:
         if obj is None:
             return []
-        return ["tenant", "public_id", "state", "created_by", "created_at", "last_used_at", "revoked_at"]
+        return [
+            "tenant",
+            "public_id",
+            "state",
+            "created_by",
+            "created_at",
+            "last_used_at",
+            "revoked_at",
+            "limits_link",
+        ]
 
     def get_inlines(self, request: HttpRequest, obj: APIKey | None) -> list[type[TabularInline]]:
         return self.inlines if obj else []
@@ -157,6 +168,12 @@ class APIKeyAdmin(HistoryAdmin):
     @display(description="models")
     def models(self, key: APIKey) -> str:
         return ", ".join(key.allowed_models) or "none"
+
+    @display(description="limits")
+    def limits_link(self, key: APIKey) -> str:
+        url = f"{reverse('admin:simulate')}?key={key.public_id}"
+        ask = format_html('<a class="cf-link" href="{}">Would it be allowed?</a>', url)
+        return format_html("{} · {}", limits_of("key", key.pk), ask)
 
     # ---- issuing ----
 

@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from tenants.admin.fields import LinesField
+from tenants.admin.fields import LinesField, limits_of
 from tenants.admin.history import HistoryAdmin
 from tenants.currencies import MINOR_UNITS
 from tenants.models import AMBIGUOUS_ZONES, APIKey, Tenant
@@ -52,12 +52,13 @@ class TenantAdmin(HistoryAdmin):
     list_filter = ["status", "currency"]
     ordering = ["slug"]
     search_fields = ["slug", "name", "billing_contact"]
-    readonly_fields = ["keys_link", "created_at"]
+    readonly_fields = ["keys_link", "limits_link", "created_at"]
     prepopulated_fields = {"slug": ["name"]}
     fieldsets = [
         (None, {"fields": [("name", "slug"), ("status", "billing_contact")]}),
         ("Money and time", {"fields": [("currency", "timezone")]}),
         ("Access", {"fields": ["allowed_models", "keys_link"]}),
+        ("Limits", {"fields": ["limits_link"]}),
     ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tenant]:
@@ -100,6 +101,14 @@ class TenantAdmin(HistoryAdmin):
             add,
             tenant.pk,
         )
+
+    @display(description="limits")
+    def limits_link(self, tenant: Tenant) -> str:
+        if tenant.pk is None:
+            return "After saving, set limits or give it a plan under Limits."
+        membership: Any = getattr(tenant, "plan_membership", None)  # of a layer above
+        plan = f"Plan: {membership.plan}" if membership is not None else "No plan"
+        return format_html("{} · {}", plan, limits_of("tenant", tenant.pk))
 
     def why_kept(self, obj: Tenant) -> str:
         if obj.keys.exists():

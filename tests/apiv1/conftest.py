@@ -12,6 +12,7 @@ from django.db import connection, connections
 from django.test import AsyncClient
 
 from apiv1 import auth, keyring
+from apiv1.strangers import strangers
 from gateway import snapshots
 from gateway.catalogue.models import Deployment, Model, Price, Provider
 from gateway.ledger import desk
@@ -25,7 +26,7 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> keyring.KeyRing:
     fresh = keyring.KeyRing()
     monkeypatch.setattr(keyring, "ring", fresh)
     monkeypatch.setattr(auth, "ring", fresh)
-    monkeypatch.setattr(snapshots, "listeners", [fresh.refresh_imported])
+    monkeypatch.setattr(snapshots, "listeners", [snapshots._reload_model_rules, fresh.refresh_imported])
     return fresh
 
 
@@ -33,6 +34,7 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> keyring.KeyRing:
 def visitor(settings: Any) -> AsyncClient:
     """Somebody without a key, whom no database is needed to answer."""
     settings.MIDDLEWARE = ["gateway.server.middleware.boundary"]
+    strangers.forget()
     return AsyncClient()
 
 

@@ -113,7 +113,8 @@ def test_it_lists_every_registered_model_in_the_sidebar(rf: Any, admin: User) ->
 
 def test_it_lists_only_what_one_may_view(rf: Any, finance: User) -> None:
     titles = [item["title"] for group in groups(request_of(finance, rf)) for item in group["items"]]
-    assert titles == ["Dashboard", "Live feed", "Export usage", "Usage records", "Adjustments", "Work queue"]
+    pages = ["Dashboard", "Live feed", "Export usage", "Explain a request"]
+    assert titles == [*pages, "Usage records", "Adjustments", "Work queue"]
 
 
 def test_it_serves_every_list_and_every_form(browser: Client) -> None:

@@ -24,7 +24,7 @@ from tests.ledger.looking import WHOLE, MakeOrder, db, other_connection, until
 
 async def test_it_books_an_admitted_and_settled_request_once(desk: Desk, order: MakeOrder) -> None:
     mine = await db(order)
-    assert await desk.admit(mine) == "ok"
+    assert (await desk.admit(mine))[0] == "ok"
     held = await db(lambda: Counter.objects.get(scope="tenant"))
     assert (held.held_requests, held.requests) == (1, 0)
     assert held.held == 150_000 + 1 + 1_200_000 + 1 + 1
@@ -44,7 +44,7 @@ async def test_it_returns_the_first_decision_when_a_batch_is_sent_again(desk: De
     mine = await db(order)
     await desk.admit(mine)
     first = mine.started_at
-    assert await desk.admit(mine) == "ok"
+    assert (await desk.admit(mine))[0] == "ok"
     assert mine.started_at == first
     assert await db(Hold.objects.count) == 1
     assert (await db(lambda: Counter.objects.get(scope="key"))).held_requests == 1
@@ -52,7 +52,7 @@ async def test_it_returns_the_first_decision_when_a_batch_is_sent_again(desk: De
 
 async def test_it_shares_one_round_trip_among_many(desk: Desk, order: MakeOrder) -> None:
     orders = await db(lambda: [order() for _ in range(40)])
-    assert set(await asyncio.gather(*(desk.admit(o) for o in orders))) == {"ok"}
+    assert {verdict for verdict, _ in await asyncio.gather(*(desk.admit(o) for o in orders))} == {"ok"}
     await asyncio.gather(*(desk.settle(o, WHOLE) for o in orders))
     assert desk.writer.items == 80
     assert desk.writer.batches < 20
@@ -72,14 +72,14 @@ async def test_it_shares_one_round_trip_among_many(desk: Desk, order: MakeOrder)
 async def test_it_decides_nothing_on_old_facts(desk: Desk, order: MakeOrder, change: Callable[[], object]) -> None:
     mine = await db(order)
     await db(change)
-    assert await desk.admit(mine) == "stale"
+    assert (await desk.admit(mine))[0] == "stale"
     assert await db(Hold.objects.count) == 0
 
 
 async def test_it_does_not_call_facts_stale_because_a_key_was_used(desk: Desk, order: MakeOrder) -> None:
     mine = await db(order)
     await db(lambda: APIKey.objects.update(last_used_at="2026-11-22T00:00:00Z"))
-    assert await desk.admit(mine) == "ok"
+    assert (await desk.admit(mine))[0] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_it_refuses_keys_and_tenants_that_are_not_live(
 ) -> None:
     await db(change)
     mine = await db(order)
-    assert await desk.admit(mine) == verdict
+    assert (await desk.admit(mine))[0] == verdict
     assert await desk.check(mine.caller, mine.catalogue_version, mine.request_id) == verdict
 
 
@@ -157,7 +157,7 @@ async def test_a_caller_who_leaves_the_queue_leaves_no_hold(desk: Desk, order: M
     for task in tasks[::2]:
         task.cancel()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [outcome == "ok" for outcome in outcomes] == [False, True] * 3
+    assert [outcome == ("ok", None) for outcome in outcomes] == [False, True] * 3
     await until(lambda: Hold.objects.count() == 3)
     assert (await db(lambda: Counter.objects.get(scope="key"))).held_requests == 3
     assert (await db(verify)).drift == []
@@ -193,7 +193,7 @@ async def test_one_locked_row_harms_nobody_else(desk: Desk, order: MakeOrder, gl
     await db(lock)
     settled = desk.settle(mine, WHOLE)
     for neighbour in neighbours:
-        assert await desk.admit(neighbour) == "ok"
+        assert (await desk.admit(neighbour))[0] == "ok"
         await desk.settle(neighbour, WHOLE)
     assert not settled.done()
     await db(other.rollback)
@@ -237,7 +237,7 @@ async def test_a_full_queue_is_a_503_and_not_memory(
     monkeypatch.setattr("gateway.ledger.desk.MAX_WAITING", 3)
     orders = await db(lambda: [order() for _ in range(8)])
     outcomes = await asyncio.gather(*(desk.admit(o) for o in orders), return_exceptions=True)
-    assert [outcome == "ok" for outcome in outcomes] == [True] * 3 + [False] * 5
+    assert [outcome == ("ok", None) for outcome in outcomes] == [True] * 3 + [False] * 5
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes[3:])
 
 

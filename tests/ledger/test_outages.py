@@ -15,7 +15,7 @@ from gateway.errors import Unavailable
 from gateway.ledger.desk import Desk
 from gateway.ledger.link import Link, LinkLost, RowLocked
 from gateway.ledger.models import Adjustment, Counter, DeadLetter, Hold, UsageRecord, WorkItem
-from gateway.ledger.services import rate_unpriced
+from gateway.ledger.services import rate_unpriced, resolve_unknown
 from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
 from gateway.ledger.writer import Ticket
@@ -36,7 +36,7 @@ async def test_a_commit_with_an_unknown_outcome_is_sent_again(
 
     monkeypatch.setattr(desk.writer.link, "call", cut_after_commit)
     mine = await db(order)
-    assert await desk.admit(mine) == "ok"
+    assert (await desk.admit(mine))[0] == "ok"
     lost.clear()
     await desk.settle(mine, WHOLE)
     assert await db(UsageRecord.objects.count) == 1
@@ -106,7 +106,7 @@ async def test_an_admission_whose_commit_was_lost_keeps_its_first_decision(
 
     mine = await db(order)
     monkeypatch.setattr(desk.writer.link, "call", cut_after_commit)
-    assert await desk.admit(mine) == "ok"
+    assert (await desk.admit(mine))[0] == "ok"
     assert mine.started_at is not None
     await desk.settle(mine, WHOLE)
     assert await db(Hold.objects.count) == 0
@@ -156,7 +156,7 @@ async def test_the_session_that_was_given_up_can_book_nothing_more(desk: Desk, o
     os.close(socket)
     await db(link.close)
     await db(other.close)
-    assert await desk.admit(await db(order)) == "ok"  # and its owner connects again
+    assert (await desk.admit(await db(order)))[0] == "ok"  # and its owner connects again
 
 
 async def test_what_a_deploy_left_out_is_no_dead_letter(desk: Desk, order: MakeOrder) -> None:
@@ -194,7 +194,7 @@ async def test_a_database_that_does_not_answer_is_a_503_at_once(
     with pytest.raises(Unavailable):
         await desk.admit(await db(order))
     stopped.set()
-    assert await waiting == "ok"
+    assert (await waiting)[0] == "ok"
 
 
 async def test_the_writer_survives_what_nobody_thought_of(
@@ -274,4 +274,32 @@ async def test_an_unpriced_settlement_after_the_sweep_still_waits_for_its_price(
     by = await db(lambda: User.objects.create_superuser("alice"))
     rating = await db(lambda: rate_unpriced(item=item, by=by))
     assert (rating.charge, rating.cost) == (450_000, 300_000)
+    assert (await db(verify)).drift == []
+
+
+async def test_a_settlement_after_a_persons_resolution_books_nothing_and_is_kept_for_somebody(
+    desk: Desk, order: MakeOrder
+) -> None:
+    mine = await db(order)
+    await desk.admit(mine)
+
+    def die_and_be_resolved() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE ledger_process SET heartbeat_at = now() - interval '1 hour', ended_at = now()")
+        assert sweep() == 1
+        by = User.objects.create_superuser("alice")
+        resolve_unknown(item=WorkItem.objects.get(), charged=False, reason="it was never answered", by=by)
+
+    await db(die_and_be_resolved)
+    await desk.settle(mine, WHOLE)
+    await desk.settle(mine, WHOLE)
+    assert (await db(Adjustment.objects.get)).kind == "resolution"
+    letter = await db(DeadLetter.objects.get)
+    assert (letter.request_id, letter.payload["charge"], letter.payload["output_tokens"]) == (
+        mine.request_id, 450_000, 500
+    )  # fmt: skip
+    assert "resolved" in letter.error
+    assert (await db(verify)).drift == [f"dead letter of {mine.request_id}: a settlement that is in no record "
+                                        f"({letter.error})"]  # fmt: skip
+    await db(lambda: DeadLetter.objects.update(resolved_at=letter.created_at))
     assert (await db(verify)).drift == []

@@ -39,7 +39,7 @@ def test_both_forms_show_the_same_state_while_others_write() -> None:
         stop.set()
         for writer in writers:
             writer.join()
-    assert _sums(snapshot.take(), "request")["requests"] > 50
+    assert _sums(snapshot.take(), "request")["requests"] > 5
 
 
 def _sums(seen: str, by: str) -> Counter[str]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q
 
+from gateway.catalogue.fields import EncryptedTextField
 from gateway.catalogue.models import CatalogueVersion, Model, Price, Provider
 
 AMOUNTS = ("input", "cached_input", "cache_write", "output", "reasoning", "request")
@@ -62,8 +64,13 @@ def set_amounts(*, price: Price, amounts: Mapping[str, int | None]) -> Price:
 
 
 def reencrypt_credentials() -> int:
-    """Encrypt every stored credential with the first of ENCRYPTION_KEYS; returns how many there are."""
+    """Encrypt every stored secret of any model with the first of ENCRYPTION_KEYS; returns how many there are."""
+    total = 0
     with transaction.atomic():
-        providers = list(Provider.objects.select_for_update().exclude(credential=""))
-        Provider.objects.bulk_update(providers, ["credential"])
-        return len(providers)
+        for model in apps.get_models():
+            for field in model._meta.concrete_fields:
+                if isinstance(field, EncryptedTextField):
+                    rows = list(model._default_manager.select_for_update().order_by("pk").exclude(**{field.name: ""}))
+                    model._default_manager.bulk_update(rows, [field.name])
+                    total += len(rows)
+    return total

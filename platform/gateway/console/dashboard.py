@@ -14,6 +14,7 @@ from gateway.billing.models import RollupState, UsageHour
 from gateway.catalogue.models import Deployment, Price, Provider
 from gateway.catalogue.pricing import NANO, format_amount
 from gateway.console.navigation import open_work
+from gateway.ledger.models import DriftCheck, DriftFinding
 from tenants.models import APIKey, Tenant
 
 TOKENS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
@@ -43,6 +44,7 @@ def today(request: HttpRequest, now: datetime | None = None) -> dict[str, Any]:
         "top_tenants": _top(hours, "tenant__slug"),
         "top_models": _top(hours, "model"),
         "open_work": open_work(),
+        "drift": _drift(now),
         "next_steps": _next_steps(),
     }
 
@@ -91,6 +93,19 @@ def _bars(now: datetime) -> list[dict[str, Any]]:
 def _top(hours: QuerySet[UsageHour], name: str) -> list[dict[str, Any]]:
     rows = hours.values(name).annotate(n=Sum("requests"), bad=Sum("errors")).filter(n__gt=0).order_by("-n", name)[:5]
     return [{"name": row[name], "requests": row["n"], "errors": row["bad"]} for row in rows]
+
+
+def _drift(now: datetime) -> dict[str, Any]:
+    """When counters were last compared with the ledger, how many differed, and what was found in the last day."""
+    rounds = list(DriftCheck.objects.filter(checked_at__isnull=False))
+    recent = list(DriftFinding.objects.filter(at__gte=now - timedelta(days=1))[:10])
+    return {
+        "checked_at": min((check.checked_at for check in rounds if check.checked_at), default=None),
+        "found": sum(check.last_found for check in rounds),
+        "compared": sum(check.last_compared for check in rounds),
+        "skipped": sum(check.last_skipped for check in rounds),
+        "findings": recent,
+    }
 
 
 def _next_steps() -> list[dict[str, str]]:

@@ -27,6 +27,16 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         ),
     ),
     (
+        "Limits",
+        (
+            ("limits.LimitRule", "speed"),
+            ("limits.Plan", "inventory_2"),
+            ("limits.Credit", "savings"),
+            ("limits.Refusal", "do_not_disturb_on"),
+            ("limits.LimitCounter", "pin"),
+        ),
+    ),
+    (
         "Books",
         (
             ("ledger.UsageRecord", "receipt_long"),
@@ -37,7 +47,15 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ),
     (
         "Operations",
-        (("ledger.Hold", "pending"), ("ledger.Process", "memory"), ("ledger.Counter", "pin")),
+        (
+            ("ledger.Hold", "pending"),
+            ("ledger.Process", "memory"),
+            ("ledger.Counter", "pin"),
+            ("ledger.DriftFinding", "difference"),
+            ("limits.LimitWarning", "notification_important"),
+            ("limits.Delivery", "outgoing_mail"),
+            ("limits.WebhookEndpoint", "webhook"),
+        ),
     ),
     (
         "People",
@@ -57,6 +75,9 @@ def groups(request: HttpRequest) -> list[dict[str, Any]]:
     if request.user.has_perm("ledger.view_usagerecord"):
         pages.append(_page("Live feed", "bolt", "admin:live_feed"))
         pages.append(_page("Export usage", "download", "reports:export"))
+        pages.append(_page("Explain a request", "help", "admin:explain"))
+    if request.user.has_perm("limits.view_limitrule"):
+        pages.append(_page("Would it be allowed?", "science", "admin:simulate"))
     result: list[dict[str, Any]] = [{"title": "", "items": pages}]
     for title, entries in (*GROUPS, ("More", more)):
         items = [

@@ -24,9 +24,11 @@ class ConsoleSite(UnfoldAdminSite):
         return super().index(request, context)  # type: ignore[no-any-return]
 
     def extra_urls(self) -> list[URLPattern]:
-        from gateway.console import live, probes
+        from gateway.console import explain, live, probes
 
         return [
+            path("explain/", self.admin_view(explain.explain_page), name="explain"),
+            path("simulate/", self.admin_view(explain.simulate_page), name="simulate"),
             path("live/", self.admin_view(live.page), name="live_feed"),
             path("catalogue/provider/<int:pk>/test/", self.admin_view(probes.provider_page), name="test_provider"),
             path(

@@ -1,6 +1,7 @@
 """Adjustments: the only way to change what the ledger says. Insert and counters in one transaction.
 
-Counters are locked first, in id order, as the desk does (migrations/0003_desk.sql).
+Counters are locked first, in id order, as the desk does (migrations/0003_desk.sql): lifetime counters, then those of
+limits, in the windows in which the corrected request was admitted.
 """
 
 from __future__ import annotations
@@ -97,4 +98,17 @@ def _move_counters(record: UsageRecord, delta: Delta) -> None:
         cursor.execute(
             "SELECT ledger_move_counters(ARRAY[ROW(%s, %s, %s, 0, %s, %s, 0, 0)::ledger_delta])",
             [*owner, delta.tokens, delta.charge],
+        )
+        cursor.execute(
+            "SELECT ledger_adjust_limits(%s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                record.tenant_id,
+                record.key_id,
+                record.catalogue_model_id,
+                record.charge_currency,
+                record.started_at,
+                delta.tokens - delta.output_tokens - delta.reasoning_tokens,
+                delta.output_tokens + delta.reasoning_tokens,
+                delta.charge,
+            ],
         )

@@ -15,6 +15,7 @@ from uuid import UUID
 from gateway.errors import Unavailable
 from gateway.ledger.items import Ending, Item, Order, check
 from gateway.ledger.writer import Outcome, Ticket, Writer
+from gateway.limits.refusals_log import Sampler
 from tenants.facts import Caller
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Desk:
     def __init__(self, writer: Writer | None = None) -> None:
         self.writer = writer or Writer(self._deliver)
         self._waiting = 0
+        self._refusals = Sampler()
         self._ringing: asyncio.AbstractEventLoop | None = None  # it will ring for all that was given in this turn
         # First used by us: the snapshot does not know it until the catalogue is read again, and each batch that
         # marks a price costs PostgreSQL two more statements.
@@ -38,20 +40,29 @@ class Desk:
     def alive(self) -> bool:
         return self.writer.is_alive() and not (self.writer.down or self.writer.stuck)
 
-    async def admit(self, order: Order) -> str:
-        """ok (the hold is durable, the order knows when it started), stale, refused or suspended."""
-        item = order.admission()
+    async def admit(self, order: Order) -> tuple[str, Any]:
+        """ok (the hold is durable, the order knows when it started), stale, refused, suspended, window or limited.
+
+        With it: the database's clock (window), or the states of all claims (limited).
+        """
+        item, key_id = order.admission(), order.caller.key_id
         fresh = item.get("first_use")
         if fresh is not None and self._used_prices.issuperset(fresh):
             del item["first_use"]
+        if order.claims:
+            item["keep"] = self._refusals.weight(key_id)
         row = await self._decide(item)
         if row[1] == "ok":
             if row[2] is None:  # sent twice, and swept in between: too late to begin
                 raise Unavailable("The service is temporarily unavailable.", retry_after=1)
             if fresh is not None:
                 self._used_prices.update(fresh)
-            order.started_at, order.local_date = row[2], row[3]
-        return str(row[1])
+            order.started_at, order.local_date, order.admitted_state = row[2], row[3], row[4]
+            return "ok", None
+        if row[1] == "limited":
+            self._refusals.refused(key_id, kept=item["keep"] is not None)
+            return "limited", row[4]
+        return str(row[1]), row[2] if len(row) > 2 else None
 
     async def check(self, caller: Caller, catalogue_version: int, request_id: UUID) -> str:
         """As `admit`, without a hold."""

@@ -34,6 +34,9 @@ class Order:
     end_user: str = ""
     started_at: str | None = None  # the database's clock at admission, as it told us
     local_date: str | None = None
+    claims: list[Item] = field(default_factory=list)  # what it asks of which limit (limits.claims)
+    lowered: int | None = None  # the cap that a limit of `on_shortage: fit` has left
+    admitted_state: list[list[float]] | None = None  # what it was decided on (`ledger_decisions`), for headers
     _facts: Item = field(default_factory=dict)
 
     def admission(self) -> Item:
@@ -54,6 +57,8 @@ class Order:
             "charge_price_id": charge.price_id if charge else None,
             "cost_price_id": cost.price_id if cost else None,
         }
+        if self.claims:
+            self._facts["limits"] = self.claims
         item |= self._facts
         item["op"] = "a"
         item["timezone"] = caller.timezone
@@ -62,6 +67,8 @@ class Order:
         item["input_tokens"] = self.input_tokens
         item["output_tokens"] = self.output_tokens
         item["amount"] = hold(charge, self.input_tokens, self.output_tokens) if charge else 0
+        if self.lowered is not None:
+            item["lowered"] = self.lowered
         fresh = [rates.price_id for rates in (charge, cost) if rates is not None and not rates.used]
         if fresh:
             item["first_use"] = fresh

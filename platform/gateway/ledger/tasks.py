@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from gateway.ledger import partitions, processes, sweeper
+from gateway.ledger import drift, partitions, processes, sweeper
 
 
 @shared_task(name="ledger.beat_worker")
@@ -16,6 +16,11 @@ def beat_worker(**kwargs: object) -> None:
 @shared_task(name="ledger.sweep")
 def sweep(**kwargs: object) -> None:
     sweeper.sweep()
+
+
+@shared_task(name="ledger.check_drift")
+def check_drift(**kwargs: object) -> None:
+    drift.check()
 
 
 @shared_task(name="ledger.ensure_partitions")

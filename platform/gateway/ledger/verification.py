@@ -2,7 +2,8 @@
 
 Compared for every tenant and each of its keys, per currency: requests, tokens and charge with the records and
 adjustments, held requests and held amounts with the open holds. Across all: as many records as settled
-requests, and no hold of a process that has been dead for longer than two sweeps.
+requests, and no hold of a process that has been dead for longer than two sweeps. And every limit's counter whose
+window is open, or closed in the last two days: used and held. This only says; `drift.py` repairs.
 """
 
 from __future__ import annotations
@@ -12,42 +13,10 @@ from dataclasses import dataclass, field
 
 from django.db import connection
 
+from gateway.ledger.comparison import COMPARE, NAMES, compare_limits, watched_counters
 from gateway.ledger.models import DeadLetter
 from gateway.ledger.sweeper import LEASE_SECONDS, LOOK_SECONDS
 from tenants.models import Tenant
-
-NAMES = ("requests", "tokens", "charge", "held_requests", "held")
-
-_COMPARE = """
-WITH facts AS (
-    SELECT tenant_id, key_id, charge_currency AS currency, 1 AS requests,
-        input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens AS tokens,
-        COALESCE(charge, 0) AS charge, 0 AS held_requests, 0 AS held
-    FROM ledger_usagerecord WHERE tenant_id = %(tenant)s
-    UNION ALL
-    SELECT tenant_id, key_id, charge_currency, 0,
-        input_tokens + cached_input_tokens + cache_write_tokens + output_tokens + reasoning_tokens, charge, 0, 0
-    FROM ledger_adjustment WHERE tenant_id = %(tenant)s
-    UNION ALL
-    SELECT tenant_id, key_id, charge_currency, 0, 0, 0, 1, amount FROM ledger_hold WHERE tenant_id = %(tenant)s
-), by_key AS (
-    SELECT key_id, currency, sum(requests) AS requests, sum(tokens) AS tokens, sum(charge) AS charge,
-        sum(held_requests) AS held_requests, sum(held) AS held
-    FROM facts GROUP BY 1, 2
-), truth AS (
-    SELECT 'key' AS scope, key_id AS owner_id, currency, requests, tokens, charge, held_requests, held FROM by_key
-    UNION ALL
-    SELECT 'tenant', %(tenant)s, currency, sum(requests), sum(tokens), sum(charge), sum(held_requests), sum(held)
-    FROM by_key GROUP BY currency
-), counters AS (
-    SELECT c.* FROM ledger_counter c WHERE (c.scope = 'tenant' AND c.owner_id = %(tenant)s)
-        OR (c.scope = 'key' AND c.owner_id IN (SELECT id FROM tenants_apikey WHERE tenant_id = %(tenant)s))
-)
-SELECT scope, owner_id, currency,
-    ARRAY[c.requests, c.tokens, c.charge, c.held_requests, c.held]::numeric[],
-    ARRAY[t.requests, t.tokens, t.charge, t.held_requests, t.held]::numeric[]
-FROM counters c FULL JOIN truth t USING (scope, owner_id, currency)
-"""
 
 _OVERDUE = """
 SELECT h.request_id, h.process_id FROM ledger_hold h LEFT JOIN ledger_process p ON p.id = h.process_id
@@ -66,6 +35,7 @@ class Findings:
     records: int = 0
     settled: int = 0
     open_holds: int = 0
+    limits: int = 0
     drift: list[str] = field(default_factory=list)
 
 
@@ -88,6 +58,7 @@ def verify() -> Findings:
                     )
     if found.records != found.settled:
         found.drift.append(f"{found.records} records, but {found.settled} settled requests")
+    found.drift += list(_limits(found))
     found.drift += list(_overdue())
     found.drift += [
         f"dead letter of {letter.request_id}: a settlement that is in no record ({letter.error[:200]})"
@@ -98,8 +69,23 @@ def verify() -> Findings:
 
 def _compare(tenant: Tenant) -> list[tuple[str, int, str, list[int] | None, list[int] | None]]:
     with connection.cursor() as cursor:
-        cursor.execute(_COMPARE, {"tenant": tenant.pk})
+        cursor.execute(COMPARE, {"tenant": tenant.pk})
         return list(cursor.fetchall())
+
+
+def _limits(found: Findings) -> Iterator[str]:
+    """One statement a counter: each is a snapshot of its own, and a large window may take its time."""
+    position = 0
+    while ids := watched_counters(position, 1):
+        position = ids[-1]
+        for state in compare_limits(ids):
+            found.limits += 1
+            owner = f" of tenant {state.owner}" if state.owner else ""
+            for name, said, right in state.differences():
+                yield (
+                    f"limit {state.rule}{owner}, window from {state.starts:%Y-%m-%d %H:%M} UTC: {name} is {said} in "
+                    f"the counter, {right} in the ledger"
+                )
 
 
 def _overdue() -> Iterator[str]:

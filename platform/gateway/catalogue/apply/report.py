@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-SIGNS = {"created": "+", "changed": "~", "unchanged": "="}
+SIGNS = {"created": "+", "changed": "~", "removed": "-", "unchanged": "="}
 SECRET = "••••"
 SECRETS = {"credential"}
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    what: str  # created | changed | unchanged
+    what: str  # created | changed | removed | unchanged
     thing: str
     fields: tuple[tuple[str, str, str], ...] = ()  # name, old, new
 
@@ -33,6 +33,9 @@ class Report:
         shown = tuple((name, _shown(name, old), _shown(name, new)) for name, (old, new) in changed.items())
         self.changes.append(Change("changed" if shown else "unchanged", thing, shown))
 
+    def removed(self, thing: str) -> None:
+        self.changes.append(Change("removed", thing))
+
     @property
     def empty(self) -> bool:
         return all(change.what == "unchanged" for change in self.changes)
@@ -47,7 +50,8 @@ class Report:
         counts = {what: sum(change.what == what for change in self.changes) for what in SIGNS}
         if self.empty:
             return f"Nothing to do: {counts['unchanged']} unchanged."
-        return ", ".join(f"{count} {what}" for what, count in counts.items()) + "."
+        told = {what: count for what, count in counts.items() if count or what != "removed"}
+        return ", ".join(f"{count} {what}" for what, count in told.items()) + "."
 
 
 def _shown(name: str, value: Any) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from gateway.catalogue.apply import scalars
 from gateway.catalogue.apply.document import Problem, Refused, fields, items, line_of
+from gateway.catalogue.apply.extensions import extensions
 from gateway.catalogue.apply.scalars import BadValue, Read
 from gateway.catalogue.models import Model, Price, Provider
 from tenants.models import Tenant
@@ -21,23 +22,26 @@ AMOUNTS: Mapping[str, Read] = dict.fromkeys(
 
 @dataclass(slots=True)
 class Entry:
-    """One thing: its values and lines by field name, and the lists within it."""
+    """One thing: its values and lines by field name, what extensions read of it, and the lists within it."""
 
     line: int
     values: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[Entry]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`identity` are the fields that say which one it is: two entries of one list may not agree in them."""
+    """`identity` are the fields that say which one it is: two entries of one list may not agree in them.
+    Without any, it is decided where they are written."""
 
     name: str
     reads: Mapping[str, Read]
     required: Collection[str]
     identity: Collection[str]
     lists: Mapping[str, Kind] = field(default_factory=dict)
+    extras: Mapping[str, Read] = field(default_factory=dict)  # fields that are not the row's own
 
 
 def kinds(environ: Mapping[str, str]) -> dict[str, Kind]:
@@ -67,11 +71,14 @@ def kinds(environ: Mapping[str, str]) -> dict[str, Kind]:
         required=["model", "effective_from", "input", "output"],
         identity=["model", "effective_from", "currency"],
     )
-    return {
+    sections = {
         "providers": Kind("a provider", _provider(environ), ["name"], ["name"]),
         "models": Kind("a model", _MODEL, ["id"], ["id"], {"deployments": deployment, "prices": price}),
         "tenants": Kind("a tenant", _TENANT, ["slug"], ["slug"], {"prices": own_price}),
     }
+    for extension in extensions:
+        sections = extension.kinds(sections)
+    return sections
 
 
 def _provider(environ: Mapping[str, str]) -> dict[str, Read]:
@@ -125,10 +132,11 @@ def _entries(node: yaml.Node, kind: Kind, problems: list[Problem]) -> list[Entry
     for item in items(node, f"{kind.name.split()[-1]}s", problems):
         entry = _entry(item, kind, problems)
         identity = tuple(entry.values.get(name) for name in kind.identity)
-        if any(name in entry.values for name in kind.required) and identity in seen:
+        if identity in seen and any(name in entry.values for name in kind.required):
             text = f"This is {kind.name} that is stated already, on line {seen[identity]}."
             problems.append(Problem(entry.line, text))
-        seen.setdefault(identity, entry.line)
+        if identity:
+            seen.setdefault(identity, entry.line)
         entries.append(entry)
     return entries
 
@@ -136,14 +144,17 @@ def _entries(node: yaml.Node, kind: Kind, problems: list[Problem]) -> list[Entry
 def _entry(node: yaml.Node, kind: Kind, problems: list[Problem]) -> Entry:
     entry = Entry(line_of(node))
     name = kind.name[:1].upper() + kind.name[1:]
-    known = [*kind.reads, *kind.lists]
+    known = [*kind.reads, *kind.extras, *kind.lists]
     for field_name, value in fields(node, name, known, problems, kind.required).items():
         entry.lines[field_name] = line_of(value)
         if field_name in kind.lists:
             entry.lists[field_name] = _entries(value, kind.lists[field_name], problems)
             continue
         try:
-            entry.values[field_name] = kind.reads[field_name](value)
+            if field_name in kind.extras:
+                entry.extras[field_name] = kind.extras[field_name](value)
+            else:
+                entry.values[field_name] = kind.reads[field_name](value)
         except BadValue as exc:
             problems.append(Problem(exc.line, f"{field_name}: {exc}"))
     return entry

@@ -10,6 +10,7 @@ from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.db import transaction
 
 from gateway.catalogue.apply.document import Problem, Refused, read
+from gateway.catalogue.apply.extensions import extensions
 from gateway.catalogue.apply.report import Report
 from gateway.catalogue.apply.statements import AMOUNTS, Entry, statements
 from gateway.catalogue.models import CatalogueVersion, Deployment, Model, Price, Provider
@@ -26,7 +27,7 @@ def apply(text: str, *, dry_run: bool = False, environ: Mapping[str, str] | None
     with transaction.atomic():
         # One at a time; whoever edits the catalogue elsewhere waits for this row, too.
         list(CatalogueVersion.objects.select_for_update())
-        writer = _Writer(source)
+        writer = Writer(source)
         writer.write(stated)
         if writer.problems:
             raise Refused(writer.problems)
@@ -34,7 +35,7 @@ def apply(text: str, *, dry_run: bool = False, environ: Mapping[str, str] | None
     return writer.report
 
 
-class _Writer:
+class Writer:
     def __init__(self, source: str) -> None:
         self.report = Report()
         self.problems: list[Problem] = []
@@ -43,21 +44,23 @@ class _Writer:
 
     def write(self, stated: Mapping[str, list[Entry]]) -> None:
         for entry in stated.get("providers", ()):
-            self._thing(Provider, entry, "name", "provider")
-        models = [(self._thing(Model, entry, "id", "model"), entry) for entry in stated.get("models", ())]
+            self.thing(Provider, entry, "name", "provider")
+        models = [(self.thing(Model, entry, "id", "model"), entry) for entry in stated.get("models", ())]
         for model, entry in models:
             if model is not None:
                 self._deployments(model, entry)
                 self._prices(model, entry)
         self._names(models)
         for entry in stated.get("tenants", ()):
-            tenant = self._thing(Tenant, entry, "slug", "tenant", {"name": entry.values["slug"]})
+            tenant = self.thing(Tenant, entry, "slug", "tenant", {"name": entry.values["slug"]})
             if tenant is not None:
                 self._own_prices(tenant, entry)
+        for extension in extensions:
+            extension.write(self, stated)
 
     # ---- providers, models, tenants ----
 
-    def _thing(
+    def thing(
         self, kind: type[Any], entry: Entry, identity: str, label: str, defaults: Mapping[str, Any] | None = None
     ) -> Any:
         """Create or change one row; None if it was refused."""
@@ -72,7 +75,7 @@ class _Writer:
             if getattr(row, attribute) != value:
                 changed[name] = (getattr(row, attribute), value)
                 setattr(row, attribute, value)
-        if (created or changed) and not self._save(row, entry):
+        if (created or changed) and not self.save(row, entry):
             return None
         if created:
             self.report.created(thing, {name: v for name, v in entry.values.items() if name != identity})
@@ -80,19 +83,19 @@ class _Writer:
             self.report.compared(thing, changed)
         return row
 
-    def _save(self, row: Any, entry: Entry) -> bool:
+    def save(self, row: Any, entry: Entry) -> bool:
         try:
             row.full_clean()
             if isinstance(row, Provider):
                 check_provider(row)
         except ValidationError as exc:
-            self._refuse(exc, entry)
+            self.refuse(exc, entry)
             return False
         row._change_reason = self.reason
         row.save()
         return True
 
-    def _refuse(self, error: ValidationError, entry: Entry) -> None:
+    def refuse(self, error: ValidationError, entry: Entry) -> None:
         by_field = error.message_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.messages}
         names = {attribute: name for name, attribute in ATTRIBUTES.items() if name in entry.values}
         for attribute, messages in by_field.items():
@@ -108,7 +111,7 @@ class _Writer:
                 try:
                     check_names(pk=model.pk, public_id=model.public_id, aliases=model.aliases)
                 except ValidationError as exc:
-                    self._refuse(exc, entry)
+                    self.refuse(exc, entry)
 
     # ---- the lists within ----
 
@@ -137,7 +140,7 @@ class _Writer:
         changed = {name: (getattr(row, name), v) for name, v in stated.items() if getattr(row, name) != v}
         for name, value in stated.items():
             setattr(row, name, value)
-        if (created or changed) and not self._save(row, entry):
+        if (created or changed) and not self.save(row, entry):
             return
         if created:
             self.report.created(label, stated)
@@ -189,7 +192,7 @@ class _Writer:
             return
         if row is None:
             row = Price(**owner, **amounts)
-            if self._save(row, entry):
+            if self.save(row, entry):
                 self.priced.add(row.pk)
                 self.report.created(label, {name: format_amount(value) for name, value in amounts.items() if value})
             return
@@ -199,7 +202,7 @@ class _Writer:
             try:
                 set_amounts(price=row, amounts=amounts)
             except ValidationError as exc:
-                self._refuse(exc, entry)
+                self.refuse(exc, entry)
                 return
         shown = {n: tuple(None if v is None else format_amount(v) for v in pair) for n, pair in changed.items()}
         self.report.compared(label, shown)  # type: ignore[arg-type]

@@ -1,6 +1,13 @@
 """The admin's pages of the books. Records of fact are read; what people decide becomes an adjustment."""
 
 from gateway.ledger.admin.adjustments import AdjustmentAdmin
+from gateway.ledger.admin.limits import LimitCounterAdmin, RefusalAdmin
+from gateway.ledger.admin.notices import (
+    DeliveryAdmin,
+    DriftFindingAdmin,
+    LimitWarningAdmin,
+    WebhookEndpointAdmin,
+)
 from gateway.ledger.admin.operations import CounterAdmin, DeadLetterAdmin, HoldAdmin, ProcessAdmin
 from gateway.ledger.admin.records import UsageRecordAdmin
 from gateway.ledger.admin.work import WorkItemAdmin
@@ -9,8 +16,14 @@ __all__ = [
     "AdjustmentAdmin",
     "CounterAdmin",
     "DeadLetterAdmin",
+    "DeliveryAdmin",
+    "DriftFindingAdmin",
     "HoldAdmin",
+    "LimitCounterAdmin",
+    "LimitWarningAdmin",
     "ProcessAdmin",
+    "RefusalAdmin",
     "UsageRecordAdmin",
+    "WebhookEndpointAdmin",
     "WorkItemAdmin",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
-from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import QuerySet
@@ -17,6 +15,7 @@ from unfold.decorators import display
 
 from gateway.catalogue.models import Provider
 from gateway.catalogue.pricing import format_amount
+from gateway.identifiers import parse_request_id
 from gateway.ledger.admin.facts import FactAdmin, money, unbroken
 from gateway.ledger.admin.filters import DayFilter, ModelFilter
 from gateway.ledger.models import UsageRecord
@@ -66,6 +65,7 @@ class UsageRecordAdmin(FactAdmin):
             },
         ),
         ("Money", {"fields": [("charge_amount", "cost_amount"), "rated_lines", "adjustments"]}),
+        ("Limits", {"fields": ["decision"]}),
         ("Client", {"fields": [("http_status", "error_code"), ("client_request_id", "end_user")]}),
     ]
 
@@ -75,10 +75,8 @@ class UsageRecordAdmin(FactAdmin):
         """Only by id: any other search would read the whole ledger."""
         if not search_term.strip():
             return queryset, False
-        digits = re.sub(r"^(req_|chatcmpl-)|-", "", search_term.strip().lower())
-        if not re.fullmatch(r"[0-9a-f]{32}", digits):
-            return queryset.none(), False
-        return queryset.filter(request_id=UUID(digits)), False
+        request_id = parse_request_id(search_term)
+        return (queryset.filter(request_id=request_id) if request_id else queryset.none()), False
 
     @display(description="request")
     def short_id(self, record: UsageRecord) -> SafeString:
@@ -140,6 +138,11 @@ class UsageRecordAdmin(FactAdmin):
         head += '<th class="cf-number">Price per 1M</th><th class="cf-number">Amount</th></tr>'
         body = format_html_join("", cells, rows)
         return format_html('<table class="cf-table"><thead>{}</thead><tbody>{}</tbody></table>', _safe(head), body)
+
+    @display(description="decided on")
+    def decision(self, record: UsageRecord) -> SafeString:
+        url = f"{reverse('admin:explain')}?id={record.request_id}"
+        return format_html('<a class="cf-link" href="{}">The limits that were looked at</a>', url)
 
     @display(description="adjustments")
     def adjustments(self, record: UsageRecord) -> SafeString:

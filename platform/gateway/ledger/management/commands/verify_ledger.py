@@ -19,6 +19,7 @@ class Command(BaseCommand):
             f"compared {found.counters} counters of {found.tenants} tenants with the ledger: "
             f"{found.records} records, {found.settled} settled requests, {found.open_holds} open holds"
         )
+        self.stdout.write(f"compared {found.limits} counters of limits with the ledger")
         for line in found.drift:
             self.stdout.write(line)
         self.stdout.write(f"drift: {len(found.drift)}")

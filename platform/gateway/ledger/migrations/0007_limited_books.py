@@ -1,0 +1,12 @@
+"""Settling and sweeping true up what limits hold."""
+
+from pathlib import Path
+
+from django.db import migrations
+
+SQL = Path(__file__).with_suffix(".sql").read_text()
+
+
+class Migration(migrations.Migration):
+    dependencies = [("ledger", "0006_limited_desk")]
+    operations = [migrations.RunSQL(SQL)]

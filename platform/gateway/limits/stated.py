@@ -1,0 +1,286 @@
+"""`limits:`, `plans:`, `plan:` and `keys:` of an `apply` file.
+
+A list of limits that is given states all limits of its subject: those that it leaves out are removed, and a field
+that a limit leaves out has its usual value. A temporary raise stays unless it is stated; `raise: null` ends it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import yaml
+from django.db.models import ProtectedError
+
+from gateway.catalogue.apply import scalars
+from gateway.catalogue.apply.document import Problem
+from gateway.catalogue.apply.scalars import BadValue, Read
+from gateway.catalogue.apply.statements import Entry, Kind
+from gateway.catalogue.apply.writer import Writer
+from gateway.catalogue.models import Model
+from gateway.catalogue.pricing import parse_amount
+from gateway.limits.models import LimitRule, Plan, PlanMembership, default_thresholds
+from gateway.limits.wording import kind_of, quantity
+from tenants.models import APIKey, Tenant
+
+TAG = "tag:yaml.org,2002:"
+
+
+class Amount(int):
+    """A number of the file and how it was written: quoted (money) or plain (a count)."""
+
+    quoted: bool
+
+    def __new__(cls, value: int, quoted: bool) -> Amount:
+        made = super().__new__(cls, value)
+        made.quoted = quoted
+        return made
+
+
+def amount(node: yaml.Node) -> Amount:
+    if not isinstance(node, yaml.ScalarNode):
+        raise BadValue(node, 'Expected a whole number, or for spend an amount such as "50.00".')
+    kind, value = node.tag.removeprefix(TAG), str(node.value)
+    if kind == "str" and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        try:
+            return Amount(parse_amount(value), True)
+        except ValueError as exc:
+            raise BadValue(node, f"{exc}.") from exc
+    if kind == "float":
+        raise BadValue(node, f'Amounts are quoted, since YAML would make a rounded float of them: "{value}".')
+    number = scalars.whole(node)
+    if not 0 <= number < 2**63:
+        raise BadValue(node, "A limit cannot be negative." if number < 0 else f"{value} is too large.")
+    return Amount(number, False)
+
+
+def numbers(node: yaml.Node) -> list[int]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise BadValue(node, "Expected a list of per cent, such as [50, 80, 100].")
+    return sorted({scalars.whole(item) for item in node.value})
+
+
+def temporary(node: yaml.Node) -> tuple[Amount, Any] | None:
+    """{amount, until}; null ends a raise."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAG}null":
+        return None
+    if not isinstance(node, yaml.MappingNode):
+        raise BadValue(node, "Expected {amount: …, until: …}, or null to end a raise.")
+    found = {str(name.value): value for name, value in node.value}
+    if set(found) != {"amount", "until"} or len(node.value) != 2:
+        raise BadValue(node, "A raise is {amount: …, until: …}, and nothing else.")
+    return amount(found["amount"]), scalars.moment(found["until"])
+
+
+def name_or_none(node: yaml.Node) -> str | None:
+    if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAG}null":
+        return None
+    return scalars.text(node)
+
+
+READS: dict[str, Read] = {
+    "metric": scalars.choice(LimitRule.Metric.values),
+    "per": scalars.choice(LimitRule.Per.values),
+    "amount": amount,
+    "tokens": scalars.choice(LimitRule.Tokens.values),
+    "currency": scalars.currency,
+    "model": scalars.text,
+    "mode": scalars.choice(LimitRule.Mode.values),
+    "hold": scalars.choice(LimitRule.Hold.values),
+    "on_shortage": scalars.choice(LimitRule.Shortage.values),
+    "floor": scalars.whole,
+    "fiscal_day": scalars.whole,
+    "thresholds": numbers,
+    "enabled": scalars.truth,
+    "raise": temporary,
+}
+USUAL: dict[str, Any] = {"mode": "enforce", "hold": "expected", "on_shortage": "refuse", "floor": 16}
+USUAL |= {"fiscal_day": 1, "enabled": True}
+IDENTITY = ("model_id", "metric", "per", "tokens", "currency")
+
+
+class LimitStatements:
+    """What limits add to a file (catalogue.apply.extensions)."""
+
+    def kinds(self, sections: Mapping[str, Kind]) -> dict[str, Kind]:
+        limits = {"limits": Kind("a limit", READS, ["metric", "amount"], [])}
+        of_a_key, of_a_model = dict(limits), dict(limits)
+        # The model's own limits name no model, the others may.
+        of_a_model["limits"] = replace(limits["limits"], reads={k: v for k, v in READS.items() if k != "model"})
+        key = Kind("a key", {"name": scalars.text, "id": scalars.text}, ["name"], ["name", "id"], of_a_key)
+        tenants, models = sections["tenants"], sections["models"]
+        return {
+            **sections,
+            "models": replace(models, lists={**models.lists, **of_a_model}),
+            "plans": Kind("a plan", {"slug": scalars.text, "name": scalars.text}, ["slug"], ["slug"], limits),
+            "tenants": replace(
+                tenants,
+                lists={**tenants.lists, **limits, "keys": key},
+                extras={**tenants.extras, "plan": name_or_none},
+            ),
+        }
+
+    def write(self, writer: Writer, stated: Mapping[str, list[Entry]]) -> None:
+        for entry in stated.get("plans", ()):
+            plan = writer.thing(Plan, entry, "slug", "plan", {"name": entry.values["slug"]})
+            if plan is not None:
+                _limits(writer, entry, f"plan {plan.slug}", plan=plan)
+        for entry in stated.get("models", ()):
+            model = Model.objects.filter(public_id=entry.values["id"]).first()
+            if model is not None:
+                _limits(writer, entry, f"model {model.public_id}", model=model)
+        for entry in stated.get("tenants", ()):
+            tenant = Tenant.objects.filter(slug=entry.values["slug"]).first()
+            if tenant is None:
+                continue  # it was refused, for which there is a problem already
+            if "plan" in entry.extras:
+                _plan(writer, entry, tenant)
+            _limits(writer, entry, f"tenant {tenant.slug}", tenant=tenant)
+            for item in entry.lists.get("keys", ()):
+                key = _key(writer, item, tenant)
+                if key is not None:
+                    _limits(writer, item, f"key {key.name} of {tenant.slug}", key=key)
+
+
+def _plan(writer: Writer, entry: Entry, tenant: Tenant) -> None:
+    slug = entry.extras["plan"]
+    plan = Plan.objects.filter(slug=slug).first() if slug is not None else None
+    if slug is not None and plan is None:
+        text = f"plan: There is no plan {slug!r}, neither here nor stored."
+        writer.problems.append(Problem(entry.lines["plan"], text))
+        return
+    membership = PlanMembership.objects.select_related("plan").filter(tenant=tenant).first()
+    former = membership.plan if membership is not None else None
+    thing = f"plan of tenant {tenant.slug}"
+    if former == plan:
+        if plan is not None:
+            writer.report.compared(thing, {})
+        return
+    if plan is None:
+        PlanMembership.objects.filter(tenant=tenant).delete()
+    else:
+        PlanMembership.objects.update_or_create(tenant=tenant, defaults={"plan": plan})
+    writer.report.compared(thing, {"plan": (former and former.slug, plan and plan.slug)})
+
+
+def _key(writer: Writer, entry: Entry, tenant: Tenant) -> APIKey | None:
+    """By name within its tenant; where several live keys have that name, by public id too."""
+    name, public_id = entry.values["name"], entry.values.get("id")
+    keys = APIKey.objects.for_tenant(tenant).filter(name=name)
+    found = list(keys.filter(public_id=public_id) if public_id else keys.filter(status=APIKey.Status.ACTIVE))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(sorted(key.public_id for key in found))
+        text = f"{tenant.slug} has {len(found)} active keys named {name!r}: say which by id, one of {ids}."
+    else:
+        text = f"{tenant.slug} has no active key named {name!r}. Issue it first: manage.py issue_key."
+    writer.problems.append(Problem(entry.lines["name"], text))
+    return None
+
+
+def _limits(writer: Writer, entry: Entry, whose: str, **subject: Any) -> None:
+    if "limits" not in entry.lists:
+        return
+    whole = {"plan": None, "tenant": None, "key": None, **subject}
+    rules = LimitRule.objects.select_related("plan", "tenant", "key__tenant", "model")
+    stored = {_identity(rule): rule for rule in rules.filter(**whole)}
+    seen: dict[tuple[Any, ...], int] = {}
+    for item in entry.lists["limits"]:
+        wanted = _wanted(writer, item, subject)
+        if wanted is None:
+            continue
+        identity = _identity(wanted)
+        if identity in seen:
+            text = f"This limit is stated already, on line {seen[identity]}."
+            writer.problems.append(Problem(item.line, text))
+            continue
+        seen[identity] = item.line
+        _write(writer, item, whose, stored.pop(identity, None), wanted)
+    for rule in stored.values():
+        _remove(writer, entry, whose, rule)
+
+
+def _wanted(writer: Writer, item: Entry, subject: Mapping[str, Any]) -> LimitRule | None:
+    """The limit as it is stated, tidied, not yet checked; None: it names a model that is not there."""
+    values = {**USUAL, "thresholds": default_thresholds(), **item.values}
+    values.pop("raise", None)
+    if "model" in values:
+        model = Model.objects.filter(public_id=values["model"]).first()
+        if model is None:
+            text = f"model: There is no model {values['model']!r}, neither here nor stored."
+            writer.problems.append(Problem(item.lines["model"], text))
+            return None
+        values["model"] = model
+    spend = values["metric"] == LimitRule.Metric.SPEND
+    money = [("amount", values["amount"])]
+    if item.values.get("raise"):
+        money.append(("raise", item.values["raise"][0]))
+    for name, value in money:
+        if spend and not value.quoted:
+            text = f'{name}: Amounts of spend are quoted, such as "{int(value)}.00".'
+        elif not spend and value.quoted:
+            text = f"{name}: A limit of {values['metric']} is a whole number, without quotes."
+        else:
+            continue
+        writer.problems.append(Problem(item.lines[name], text))
+        return None
+    values["amount"] = int(values["amount"])
+    rule = LimitRule(**subject, **values)
+    if rule.metric == "in_flight" and "per" in item.values:
+        writer.problems.append(Problem(item.lines["per"], "per: Requests in flight have no window: leave it out."))
+        return None
+    rule.tidy()
+    return rule
+
+
+def _identity(rule: LimitRule) -> tuple[Any, ...]:
+    return tuple(getattr(rule, name) for name in IDENTITY)
+
+
+def _write(writer: Writer, item: Entry, whose: str, stored: LimitRule | None, wanted: LimitRule) -> None:
+    thing = _thing(whose, wanted)
+    fields = ["amount", *USUAL, "thresholds"]
+    if "raise" in item.values:
+        raised = item.values["raise"]
+        wanted.raised_amount, wanted.raised_until = (int(raised[0]), raised[1]) if raised else (None, None)
+        fields += ["raised_amount", "raised_until"]
+    rule = stored or wanted
+    changed = {
+        name: (_shown(rule, name), _shown(wanted, name))
+        for name in fields
+        if stored is not None and getattr(stored, name) != getattr(wanted, name)
+    }
+    for name in fields:
+        setattr(rule, name, getattr(wanted, name))
+    if (stored is None or changed) and not writer.save(rule, item):
+        return
+    if stored is None:
+        told = ["amount", *(name for name in item.values if name in fields and name != "amount"), *fields[8:]]
+        writer.report.created(thing, {name: _shown(rule, name) for name in told})
+    else:
+        writer.report.compared(thing, changed)
+
+
+def _remove(writer: Writer, entry: Entry, whose: str, rule: LimitRule) -> None:
+    thing = _thing(whose, rule)
+    rule._change_reason = writer.reason  # type: ignore[attr-defined]
+    try:
+        rule.delete()
+    except ProtectedError:
+        text = f"limits: The {thing} has credit, so it cannot be removed. Keep it in the list with enabled: false."
+        writer.problems.append(Problem(entry.lines["limits"], text))
+        return
+    writer.report.removed(thing)
+
+
+def _thing(whose: str, rule: LimitRule) -> str:
+    model = f", model {rule.model.public_id}" if rule.model and not whose.startswith("model ") else ""
+    return f"limit of {whose}{model}: {kind_of(rule)}" + (f" in {rule.currency}" if rule.currency else "")
+
+
+def _shown(rule: LimitRule, name: str) -> Any:
+    value = getattr(rule, name)
+    return quantity(rule, value) if name in ("amount", "raised_amount") and value is not None else value

@@ -1,0 +1,73 @@
+"""When a tenant may change its time zone or its currency.
+
+Both decide what a window is. In the middle of one that has been used, a change is refused until the window is over,
+by name and date. A spend limit of the tenant's own would never count in another currency, so it has to go first.
+Windows of one minute and requests in flight know no zone and no currency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from django.core.exceptions import ValidationError
+from django.db.models import Q
+from django.utils import timezone
+
+from gateway.limits.models import LimitCounter, LimitRule
+from gateway.limits.wording import kind_of
+from tenants.models import Tenant
+
+CALENDAR = ("day", "week", "month", "fiscal_month")
+
+
+def check_move(stored: Tenant, new: Tenant, now: datetime | None = None) -> None:
+    """Raises ValidationError by field, saying which window stands against it and until when."""
+    now = now or timezone.now()
+    found: dict[str, str] = {}
+    if stored.timezone != new.timezone:
+        used = list(_used(stored, Q(per__in=CALENDAR), now))
+        if used:
+            found["timezone"] = _text("time zone", used, stored)
+    if stored.currency != new.currency:
+        own = LimitRule.objects.filter(Q(tenant=stored) | Q(key__tenant=stored), metric="spend", enabled=True)
+        used = list(_used(stored, Q(metric="spend"), now))
+        if own.exists():
+            found["currency"] = _dead(list(own.select_related("tenant", "key", "model")), new)
+        elif used:
+            found["currency"] = _text("currency", used, stored)
+    if found:
+        raise ValidationError(found)
+
+
+def _used(tenant: Tenant, which: Q, now: datetime) -> Iterator[tuple[LimitRule, datetime | None]]:
+    """The tenant's limits, its keys' and its plan's whose open window has been used, and when it ends."""
+    rules = LimitRule.objects.for_tenant(tenant).filter(which, enabled=True)
+    by_id = {rule.pk: rule for rule in rules.select_related("plan", "tenant", "key", "model")}
+    counters = LimitCounter.objects.filter(rule_id__in=by_id, owner_id__in=(0, tenant.pk), window_start__lte=now)
+    counters = counters.filter(Q(window_end=None) | Q(window_end__gt=now))
+    for counter in counters.exclude(used=0, held=0).order_by("window_end"):
+        rule = by_id[counter.rule_id]
+        if rule.plan_id is None or counter.owner_id == tenant.pk:
+            yield rule, counter.window_end
+
+
+def _dead(own: list[LimitRule], new: Tenant) -> str:
+    names = ", ".join(f"{kind_of(rule)} of {rule.subject}" for rule in own[:3]) + (" and more" if own[3:] else "")
+    return (
+        f"Limits in {own[0].currency} would never count again: {names}. Disable or remove them first, then change "
+        f"the currency, then set them in {new.currency}."
+    )
+
+
+def _text(what: str, used: list[tuple[LimitRule, datetime | None]], tenant: Tenant) -> str:
+    rule, end = max(used, key=lambda pair: (pair[1] is None, pair[1]))
+    limit = f"the limit of {kind_of(rule)} of {rule.subject}"
+    if end is None:
+        return f"The {what} cannot change while {limit} is in use, which has no end. Disable that limit first."
+    until = f"{end.astimezone(tenant.zone):%Y-%m-%d %H:%M} ({tenant.timezone})"
+    return (
+        f"The {what} cannot change in the middle of a window that has been used: {limit} runs until {until}, and it "
+        "is possible from then on. To change it now, disable the limit, change it, and enable the limit again: it "
+        "then counts the new window from the ledger."
+    )

@@ -1,0 +1,148 @@
+"""A server process's desk without the server, for test_processes: routes, claims, admits and settles by plan.
+
+One line of JSON in: the plan. Out: `ready`, and after `go` the report. `python -m tests.limits.desk_process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import sys
+from datetime import datetime
+from typing import Any
+
+import django
+from django.conf import settings
+
+USAGE = {"input": 10, "output": 20}
+
+
+class Ears(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+def facts(key: str) -> Any:
+    from gateway.catalogue.snapshot import load_catalogue
+    from gateway.limits.facts import load_model_rules, load_rules
+    from tenants.facts import load_callers
+
+    # As the snapshots do: versions before what they stand for, so that what is too new is only stale.
+    catalogue, caller = load_catalogue(), load_callers([key])[key]
+    return catalogue, caller, load_rules(caller.tenant_id, caller.key_id) + load_model_rules()
+
+
+class Lane:
+    """One client: the next request when the last one has ended."""
+
+    def __init__(self, desk: Any, key: str, plan: dict[str, Any], counts: dict[str, int]) -> None:
+        self.desk, self.key, self.plan, self.counts = desk, key, plan, counts
+        self.facts: Any = None
+
+    async def run(self) -> None:
+        refused = 0
+        for _ in range(self.plan["requests"]):
+            order = await self.admit()
+            refused = 0 if order else refused + 1
+            if order is None:
+                if refused >= self.plan["patience"]:
+                    return
+                await asyncio.sleep(random.uniform(0.005, 0.03))
+                continue
+            if self.plan.get("linger"):
+                print("holding", flush=True)
+                await asyncio.sleep(3600)
+            await asyncio.sleep(random.uniform(0, 0.03))
+            await self.settle(order)
+
+    async def admit(self) -> Any:
+        from asgiref.sync import sync_to_async
+
+        from gateway.identifiers import uuid7
+        from gateway.routing import choose_route
+
+        now: datetime | None = None
+        body = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": self.plan["cap"]}
+        for _ in range(30):
+            self.facts = self.facts or await sync_to_async(facts)(self.key)
+            catalogue, caller, rules = self.facts
+            route = choose_route(
+                catalogue, caller, request_id=uuid7(), endpoint="chat.completions", name="acme-chat", body=body,
+                stream=False, include_usage=False, rules=rules, now=now,
+            )  # fmt: skip
+            verdict, detail = await self.desk.admit(route.order)
+            self.counts[verdict] = self.counts.get(verdict, 0) + 1
+            if verdict == "ok":
+                return route.order
+            if verdict == "limited":
+                return None
+            if verdict == "window":
+                now = datetime.fromisoformat(detail)
+            elif verdict == "stale":
+                self.facts = None
+            else:
+                raise AssertionError(verdict)
+        raise AssertionError("stale for ever")
+
+    async def settle(self, order: Any) -> None:
+        from gateway.ledger.items import Ending
+        from gateway.upstreams.base import Usage
+
+        usage = Usage(input_tokens=USAGE["input"], output_tokens=USAGE["output"])
+        await self.desk.settle(order, Ending("completed", usage))
+        self.counts["settled"] = self.counts.get("settled", 0) + 1
+        if self.counts["settled"] % 10 == 0:
+            print("settled", flush=True)
+
+
+def cut_now_and_then(link: Any, every: int) -> None:
+    """The connection goes away after the commit, before the answer."""
+    from gateway.ledger.link import LinkLost
+
+    call, calls = link.call, iter(range(10**9))
+
+    def cut(items: Any, **how: Any) -> Any:
+        rows = call(items, **how)
+        if not how["retry"] and next(calls) % every == every - 1:
+            raise LinkLost("cut after the commit")
+        return rows
+
+    link.call = cut
+
+
+async def work(desk: Any, plan: dict[str, Any]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    lanes = [Lane(desk, key, plan, counts) for key in plan["keys"] for _ in range(plan["lanes"])]
+    await asyncio.gather(*(lane.run() for lane in lanes))
+    return counts
+
+
+def main() -> None:
+    plan = json.loads(sys.stdin.readline())
+    settings.DATABASES["default"].update(plan["database"])
+    django.setup()
+    from gateway.ledger import link
+    from gateway.ledger.desk import Desk
+
+    # Longer than the database takes to find a deadlock: a time-out must not hide one.
+    link._SESSION = link._SESSION.replace("lock_timeout = '100ms'", "lock_timeout = '8s'")
+    ears = Ears()
+    logging.getLogger("gateway.ledger").addHandler(ears)
+    desk = Desk()
+    if plan.get("cut_every"):
+        cut_now_and_then(desk.writer.link, plan["cut_every"])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    counts = asyncio.run(work(desk, plan))
+    left = desk.stop(10)
+    print(json.dumps({"counts": counts, "left": left, "heard": ears.heard}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
