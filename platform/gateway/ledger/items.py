@@ -1,4 +1,4 @@
-"""What the desk is asked to do, as plain dicts for its SQL (`ledger_item` in migrations/0003_desk.sql). Pure."""
+"""What the desk is asked to do, as plain dicts for its SQL (`ledger_item` in migrations/0003_counters.sql). Pure."""
 
 from __future__ import annotations
 

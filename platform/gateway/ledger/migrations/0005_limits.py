@@ -8,5 +8,5 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0004_sweep"), ("limits", "0003_refusals")]
+    dependencies = [("ledger", "0004_processes"), ("limits", "0003_refusals")]
     operations = [migrations.RunSQL(SQL)]

@@ -8,7 +8,7 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0007_limited_books"), ("limits", "0004_forgetting")]
+    dependencies = [("ledger", "0007_settlement"), ("limits", "0004_forgetting")]
     operations = [
         migrations.CreateModel(
             name="DriftCheck",

@@ -1,4 +1,4 @@
-"""The desk's one function: a batch of admissions and settlements in one round trip."""
+"""What the desk is asked to do, and the lifetime counters that it moves."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Settling and sweeping true up what limits hold."""
+"""The sweeper's look: whose process died."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0006_limited_desk")]
+    dependencies = [("ledger", "0003_counters")]
     operations = [migrations.RunSQL(SQL)]

@@ -1,4 +1,4 @@
-"""The sweeper's functions: whose process died, and what becomes of its holds."""
+"""Settling and sweeping true up what limits hold."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0003_desk")]
+    dependencies = [("ledger", "0006_desk")]
     operations = [migrations.RunSQL(SQL)]
