@@ -1,6 +1,6 @@
 """Adjustments: the only way to change what the ledger says. Insert and counters in one transaction.
 
-Counters are locked first, in id order, as the desk does (migrations/0003_counters.sql): lifetime counters, then those of
+Counters are locked first, in id order, as the desk does (migrations/0006_desk.sql): lifetime counters, then those of
 limits, in the windows in which the corrected request was admitted.
 """
 
