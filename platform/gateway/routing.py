@@ -16,6 +16,7 @@ from uuid import UUID
 import orjson
 from django.conf import settings
 
+from gateway.catalogue.pricing import Rates
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
 from gateway.ledger.items import Order
@@ -79,18 +80,8 @@ def choose_route(
 ) -> Route:
     """The route and its order. `lowered` is the cap that a limit of `on_shortage: fit` has left."""
     facts = find_model(catalogue, caller, name)
-    target = facts.choose()
-    if target is None:
-        raise Unavailable(f"The model `{name}` is not available at the moment.", retry_after=30)
     now = now or datetime.now(UTC)
-    charge_rates = facts.charge_rates(caller.tenant_id, caller.currency, now)
-    if charge_rates is None and facts.refuse_unpriced:
-        raise PermissionDenied(
-            f"The model `{name}` has no price in {caller.currency} yet, so it cannot be used. "
-            "Please ask your administrator to set one.",
-            code="model_not_priced",
-            param="model",
-        )
+    target, charge_rates = _served(facts, caller, name, now)
     request, cap = _capped(body, facts)
     if lowered is not None:
         request, cap = _lowered(request, lowered), lowered
@@ -112,21 +103,46 @@ def choose_route(
         charge_rates=charge_rates,
         cost_rates=facts.cost_rates(target.provider_id, now),
         lowered=lowered,
+        claims=_claims(watching, need, charge_rates, caller, now, name) if watching else [],
     )
-    if watching:
-        try:
-            order.claims = claims_for(watching, need=need, rates=charge_rates, zone=caller.zone, now=now)
-        except Unbounded as exc:
-            raise unbounded(exc, model=name) from exc
-    face = Face(
+    face = _face(facts, request_id, include_usage)
+    known = {rule.id: rule for rule in watching}
+    return Route(order, adapter_for(target.protocol), target, request, face, known, need, cap, choices)
+
+
+def _served(facts: ModelFacts, caller: Caller, name: str, now: datetime) -> tuple[Target, Rates | None]:
+    """Where the model is served and what it is charged at; None: unpriced, and that is allowed."""
+    target = facts.choose()
+    if target is None:
+        raise Unavailable(f"The model `{name}` is not available at the moment.", retry_after=30)
+    rates = facts.charge_rates(caller.tenant_id, caller.currency, now)
+    if rates is None and facts.refuse_unpriced:
+        raise PermissionDenied(
+            f"The model `{name}` has no price in {caller.currency} yet, so it cannot be used. "
+            "Please ask your administrator to set one.",
+            code="model_not_priced",
+            param="model",
+        )
+    return target, rates
+
+
+def _claims(
+    rules: Sequence[Rule], need: Need, rates: Rates | None, caller: Caller, now: datetime, name: str
+) -> list[dict[str, Any]]:
+    try:
+        return claims_for(rules, need=need, rates=rates, zone=caller.zone, now=now)
+    except Unbounded as exc:
+        raise unbounded(exc, model=name) from exc
+
+
+def _face(facts: ModelFacts, request_id: UUID, include_usage: bool) -> Face:
+    return Face(
         id=f"chatcmpl-{request_id.hex}",
         created=int(time.time()),
         model=facts.public_id,
         reasoning_field=facts.reasoning_field,
         include_usage=include_usage,
     )
-    known = {rule.id: rule for rule in watching}
-    return Route(order, adapter_for(target.protocol), target, request, face, known, need, cap, choices)
 
 
 def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:
