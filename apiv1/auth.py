@@ -6,7 +6,6 @@ is; that the tenant is suspended is said only to who holds the secret. Nothing i
 
 from __future__ import annotations
 
-import hmac
 from datetime import UTC, datetime
 from functools import partial
 
@@ -84,9 +83,9 @@ async def _checked_anew(caller: Caller, digest: bytes, text: str) -> Caller:
     try:
         fresh = await ring.reread(caller.public_id)
     except Unavailable:
-        if not _holds(caller, digest):
+        if not caller.has_digest(digest):
             raise  # as for any key that is not known
-    if fresh is None or not _holds(fresh, digest):
+    if fresh is None or not fresh.has_digest(digest):
         ring.remember_wrong(digest)
     return _checked(fresh, digest, text)
 
@@ -100,7 +99,7 @@ def _checked(caller: Caller | None, digest: bytes | None, text: str) -> Caller:
     now = datetime.now(UTC)
     if (
         caller is None
-        or not (digest is None or _holds(caller, digest, now))
+        or not (digest is None or caller.has_digest(digest, now))
         or not caller.key_active
         or (caller.key_expires_at is not None and caller.key_expires_at <= now)
     ):
@@ -108,15 +107,6 @@ def _checked(caller: Caller | None, digest: bytes | None, text: str) -> Caller:
     if caller.tenant_status != Tenant.Status.ACTIVE:
         raise TenantSuspended(f"The tenant `{caller.tenant}` is not active. Please contact your administrator.")
     return caller
-
-
-def _holds(caller: Caller, digest: bytes, now: datetime | None = None) -> bool:
-    """True if one of the key's secrets (in force at `now`) has this digest. Compares all, in constant time."""
-    found = False
-    for known, expires_at in caller.secrets:
-        in_force = now is None or expires_at is None or expires_at > now
-        found |= hmac.compare_digest(known, digest) and in_force
-    return found
 
 
 def _bearer(authorization: str | None) -> str:

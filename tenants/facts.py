@@ -6,6 +6,7 @@ so a fact that is out of date is never decided on (design.md 2, "Snapshots and f
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,8 +56,13 @@ class Caller:
             )
         return known
 
-    def has_digest(self, digest: bytes, now: datetime) -> bool:
-        return any(d == digest and (end is None or end > now) for d, end in self.secrets)
+    def has_digest(self, digest: bytes, now: datetime | None = None) -> bool:
+        """True if one of the key's secrets (in force at `now`) has this digest. Compares all, in constant time."""
+        found = False
+        for known, expires_at in self.secrets:
+            in_force = now is None or expires_at is None or expires_at > now
+            found |= hmac.compare_digest(known, digest) and in_force
+        return found
 
 
 def _fits(model: str, pattern: str) -> bool:
