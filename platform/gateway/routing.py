@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 from django.conf import settings
 
+from gateway import clock
 from gateway.catalogue.pricing import Rates
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
@@ -80,7 +81,7 @@ def choose_route(
 ) -> Route:
     """The route and its order. `lowered` is the cap that a limit of `on_shortage: fit` has left."""
     facts = find_model(catalogue, caller, name)
-    now = now or datetime.now(UTC)
+    now = now or clock.now()
     target, charge_rates = _served(facts, caller, name, now)
     request, cap = _capped(body, facts)
     if lowered is not None:
