@@ -22,7 +22,7 @@ from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
 from gateway.ledger.items import Order
 from gateway.limits.claims import Need, Unbounded, affordable_output, applicable, claims_for
-from gateway.limits.expectations import Expectations
+from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
 from gateway.limits.refusals import unbounded
 from gateway.upstreams import tokens
@@ -34,8 +34,6 @@ NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
 CAPS = ("max_completion_tokens", "max_tokens")
 UNCAPPED = 2**31
 MEDIA = frozenset({"image_url", "input_audio", "file"})  # parts whose tokens have no bound that we know
-
-expectations = Expectations()
 
 
 @dataclass(slots=True)
