@@ -20,11 +20,11 @@ WIDE = """
       - {metric: spend, per: fiscal_month, currency: USD, amount: "1000", hold: hard, fiscal_day: 5}
 """
 TIGHT = """
-      - {metric: requests, per: minute, amount: 500}
-      - {metric: tokens, per: minute, amount: 16000, hold: hard}
+      - {metric: requests, per: minute, amount: 800}
+      - {metric: tokens, per: minute, amount: 24000, hold: hard}
       - {metric: in_flight, amount: 25}
 """
-BUDGET = '{metric: spend, per: month, currency: USD, amount: "0.008", hold: hard}'
+BUDGET = '{metric: spend, per: month, currency: USD, amount: "0.012", hold: hard}'
 EXPECTED = '{metric: spend, per: month, currency: USD, amount: "5"}'
 EVERYBODY = "[{metric: requests, per: minute, amount: 100000}, {metric: tokens, per: day, amount: 1000000000}]"
 PLAN = """
