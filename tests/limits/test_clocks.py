@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -14,6 +15,7 @@ from gateway.ledger.models import Hold, Process, UsageRecord
 from gateway.ledger.sweeper import LEASE_SECONDS, sweep
 from gateway.ledger.verification import verify
 from gateway.limits.models import LimitCounter, LimitRule
+from gateway.limits.windows import window_at
 from tenants.models import APIKey
 from tests.ledger.looking import until
 from tests.limits.clock import Clock, clock  # noqa: F401
@@ -174,6 +176,23 @@ def buried(order: Any, beat: datetime) -> None:
         id=order.request_id, kind="server", host="", pid=0, started_at=beat, heartbeat_at=beat
     )
     Hold.objects.filter(request_id=order.request_id).update(process_id=other.pk)
+
+
+async def test_a_process_that_has_not_heard_the_time_yet_is_told_the_window(
+    client: Client, rule: MakeRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = await db(lambda: rule(metric="requests", per="day", amount=3))
+    day = window_at("day", await db(client.clock.now), ZoneInfo("Asia/Tokyo"))
+    assert day.end is not None
+    midnight = day.end
+    await db(lambda: client.clock.set(midnight + timedelta(minutes=20)))
+    await client.beat()
+    monkeypatch.setattr(processes_clock, "_system_ns", lambda: time.time_ns() - 2_700 * 10**9)
+    assert await client.ask(4) == 3
+    assert client.lane.counts["window"] == 4
+    counter: LimitCounter = await db(lambda: LimitCounter.objects.get(rule_id=mine.pk))
+    assert (counter.window_start, counter.used) == (midnight, 3)
+    await no_drift()
 
 
 @pytest.mark.parametrize("hours", [-50, -5, 50])
