@@ -45,11 +45,13 @@ class Desk:
 
         With it: the database's clock (window), or the states of all claims (limited).
         """
-        item, key_id = order.admission(), order.caller.key_id
+        tenant, key_id, heat = order.caller.tenant_id, order.caller.key_id, self.writer.heat
+        item = order.admission(heat.shard_of(tenant))
         fresh = item.get("first_use")
         if fresh is not None and self._used_prices.issuperset(fresh):
             del item["first_use"]
         if order.claims:
+            item["claims"] = heat.spread(order.claims, tenant)
             item["keep"] = self._refusals.weight(key_id)
         row = await self._decide(item)
         if row[1] == "ok":

@@ -7,14 +7,13 @@ that has passed, are answered from the ledger (`ledger_limit_facts`), which is t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-import orjson
 from django.db import connection
 
 from gateway.catalogue.pricing import Rates, hold
 from gateway.catalogue.snapshot import ModelFacts, load_catalogue
-from gateway.ledger.decisions import Decision
+from gateway.ledger.decisions import Decision, unpack
 from gateway.ledger.explanation import Step, steps_of
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for
 from gateway.limits.facts import Rule, load_model_rules, load_rules
@@ -23,10 +22,11 @@ from tenants.models import APIKey
 
 # What its counter says of each claim; a claim without one has no row. Rows of one counter are summed.
 _COUNTERS = """
-SELECT c.rule, sum(l.used), sum(l.held), sum(CASE WHEN c.kind = 'm' THEN ledger_slots_sum(l.slots, l.slot_at,
+SELECT c.rule, sum(l.used), sum(l.held), sum(CASE WHEN c.kind = ascii('m') THEN ledger_slots_sum(l.slots, l.slot_at,
         greatest(l.slot_at, floor(extract(epoch FROM %(now)s::timestamptz))::bigint)) END)
-FROM json_populate_recordset(NULL::ledger_claim, %(claims)s) c
-JOIN limits_limitcounter l ON l.rule_id = c.rule AND l.owner_id = c.owner AND l.window_start = c.starts
+FROM ledger_claim_rows(%(claims)s::bigint[]) c
+JOIN limits_limitcounter l
+    ON l.rule_id = c.rule AND l.owner_id = c.owner AND l.window_start = to_timestamp(c.starts)
 GROUP BY c.rule
 """
 _FACTS = "SELECT COALESCE(sum(used), 0), COALESCE(sum(held), 0) FROM ledger_limit_facts(%s, %s, %s, %s)"
@@ -117,34 +117,23 @@ def _decide(claims: list[Claim], at: datetime, now: datetime) -> list[Decision]:
     taken: dict[int, tuple[int, int]] = {}
     with connection.cursor() as cursor:
         if at >= now:
-            text = orjson.dumps(claims).decode()
-            cursor.execute(_COUNTERS, {"claims": text, "now": at})
+            cursor.execute(_COUNTERS, {"claims": [[*claim, 0] for claim in claims], "now": at})
             for rule, used, held, minute in cursor.fetchall():
                 taken[rule] = (int(minute), 0) if minute is not None else (int(used), int(held))
         for claim in claims:
-            if claim["rule"] not in taken:
+            if claim.rule not in taken:
+                kind = chr(claim.kind)
+                starts, ends = _instant(claim.starts), _instant(claim.ends) if claim.ends >= 0 else None
                 # What runs now is in flight whenever it is asked; what started since is not in a past window.
-                ends = at if at < now and claim["kind"] != "f" else claim["ends"]
-                starts = at - MINUTE if claim["kind"] == "m" else claim["starts"]
-                cursor.execute(_FACTS, [claim["rule"], claim["owner"], starts, ends])
+                until = at if at < now and kind != "f" else ends
+                cursor.execute(_FACTS, [claim.rule, claim.owner, at - MINUTE if kind == "m" else starts, until])
                 used, held = (int(value) for value in cursor.fetchone())
-                taken[claim["rule"]] = _as_kind(claim["kind"], used, held)
-    return [
-        Decision(
-            rule_id=claim["rule"],
-            owner_id=claim["owner"],
-            kind=claim["kind"],
-            measure=claim["measure"],
-            enforce=claim["enforce"],
-            starts=claim["starts"],
-            ends=claim["ends"],
-            amount=claim["amount"],
-            ask=claim["ask"],
-            used=taken[claim["rule"]][0],
-            held=taken[claim["rule"]][1],
-        )
-        for claim in claims
-    ]
+                taken[claim.rule] = _as_kind(kind, used, held)
+    return unpack([*claim[:9], *taken[claim.rule]] for claim in claims)
+
+
+def _instant(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _as_kind(kind: str, used: int, held: int) -> tuple[int, int]:
