@@ -19,7 +19,7 @@ from gateway import pipeline, routing, snapshots
 from gateway.catalogue.pricing import format_amount
 from gateway.errors import NotFound
 from gateway.identifiers import parse_request_id
-from gateway.ledger.explanation import as_json, explain
+from gateway.ledger.explanation import NOTHING_KEPT, as_json, explain
 from gateway.limits import rate_headers
 from gateway.limits.facts import Rule
 from gateway.limits.standings import Window, read_windows
@@ -61,7 +61,7 @@ async def explain_request(request: ApiRequest, request_id: str) -> HttpResponse:
     found = parse_request_id(request_id)
     said = None if found is None else await pipeline.read(_explained, found, caller.tenant_id)
     if said is None:
-        raise NotFound(f"No request with id '{printable(request_id, 100)}' was found.")
+        raise NotFound(f"No decision on a request '{printable(request_id, 100)}' was found. {NOTHING_KEPT}")
     return HttpResponse(orjson.dumps(said), content_type="application/json", headers=await rates_of(caller))
 
 

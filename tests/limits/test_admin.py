@@ -201,6 +201,28 @@ def refusal(key: APIKey, rule: LimitRule) -> Refusal:
     )  # fmt: skip
 
 
+def test_an_early_refusal_is_listed_and_explained_with_its_reason(
+    browser: Client, acme: Tenant, key: APIKey
+) -> None:
+    rule = LimitRule.objects.create(tenant=acme, metric="tokens", per="day", amount=50, hold="hard")
+    unsure = refusal(key, rule)
+    row = [rule.pk, 0, ord("c"), ord("b"), 1, 0, 86_400, 50, -1, 0, 0]
+    Refusal.objects.filter(pk=unsure.pk).update(reason="unbounded_output", decided=[row])
+    unknown = refusal(key, rule)
+    Refusal.objects.filter(pk=unknown.pk).update(reason="model_not_found", rule_id=0, decided=[])
+    listed = browser.get("/admin/limits/refusal/").content.decode()
+    assert "tokens per day</a>: unbounded_output" in listed
+    assert "none: model_not_found" in listed
+    page = browser.get("/admin/explain/", {"id": str(unsure.pk)}).content.decode()
+    assert "cannot be sure of the request: its output has no bound." in page
+    assert "Estimated at 1 + 2 tokens, refused." in page
+    page = browser.get("/admin/explain/", {"id": str(unknown.pk)}).content.decode()
+    assert "Refused before limits were looked at: there is no such model, or the key may not call it." in page
+    assert "Estimated" not in page
+    page = browser.get("/admin/explain/", {"id": str(uuid7())}).content.decode()
+    assert "no refusal of it is kept" in page
+
+
 def test_it_raises_a_limit_until_an_end_and_ends_the_raise(browser: Client, acme: Tenant) -> None:
     rule = LimitRule.objects.create(tenant=acme, metric="spend", per="day", currency="USD", amount=5 * NANO)
     url = f"{RULES}{rule.pk}/raise/"

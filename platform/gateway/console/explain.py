@@ -20,7 +20,7 @@ from unfold.widgets import (
 
 from gateway.catalogue.pricing import format_amount
 from gateway.identifiers import parse_request_id
-from gateway.ledger.explanation import explain
+from gateway.ledger.explanation import NOTHING_KEPT, explain
 from gateway.ledger.simulator import Simulation, simulate
 from gateway.limits.models import LimitRule
 from tenants.models import APIKey
@@ -104,6 +104,7 @@ def explain_page(request: HttpRequest) -> HttpResponse:
         "asked": asked,
         "explanation": explanation,
         "charge": charge,
+        "nothing_kept": NOTHING_KEPT,
         "recorded": explanation is not None and explanation.source == "record",
     }
     return _page(request, "console/explain.html", context)

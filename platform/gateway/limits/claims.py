@@ -46,6 +46,7 @@ class Unbounded(Exception):
 
     rule: Rule
     lacks: str  # input | output | price
+    need: Need
 
     @property
     def reason(self) -> str:
@@ -97,10 +98,10 @@ def _ask(rule: Rule, amount: int, need: Need, rates: Rates | None) -> int:
     if rule.mode != "enforce":  # it refuses nobody: what it cannot know is booked at settlement
         tokens = tokens or need.tokens(hard=False)
     if tokens is None:
-        raise Unbounded(rule, "input" if need.input_worst is None else "output")
+        raise Unbounded(rule, "input" if need.input_worst is None else "output", need)
     if rates is None and rule.measure == "s":
         if rule.mode == "enforce":
-            raise Unbounded(rule, "price")
+            raise Unbounded(rule, "price", need)
         return 0
     ask = _units(rule, *tokens, rates)
     if rule.hold == "hard" or rule.on_shortage == "fit":
