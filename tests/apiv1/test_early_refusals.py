@@ -123,9 +123,7 @@ async def test_a_flood_is_kept_in_part_and_holds_nothing(ask: Any, models: dict[
     assert not await sync_to_async(UsageRecord.objects.exists)()
 
 
-async def test_what_is_not_kept_says_why_it_may_not_be(
-    client: AsyncClient, ask: Any, bearer: dict[str, str]
-) -> None:
+async def test_what_is_not_kept_says_why_it_may_not_be(client: AsyncClient, ask: Any, bearer: dict[str, str]) -> None:
     request_id = await ask(400, temperature="hot")
     response = await client.get(EXPLAIN + request_id, headers=bearer)
     message = response.json()["error"]["message"]

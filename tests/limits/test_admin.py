@@ -201,9 +201,7 @@ def refusal(key: APIKey, rule: LimitRule) -> Refusal:
     )  # fmt: skip
 
 
-def test_an_early_refusal_is_listed_and_explained_with_its_reason(
-    browser: Client, acme: Tenant, key: APIKey
-) -> None:
+def test_an_early_refusal_is_listed_and_explained_with_its_reason(browser: Client, acme: Tenant, key: APIKey) -> None:
     rule = LimitRule.objects.create(tenant=acme, metric="tokens", per="day", amount=50, hold="hard")
     unsure = refusal(key, rule)
     row = [rule.pk, 0, ord("c"), ord("b"), 1, 0, 86_400, 50, -1, 0, 0]
@@ -366,6 +364,12 @@ def test_it_simulates_from_the_admin(browser: Client, key: APIKey) -> None:
     assert "No. The model acme-chat does not exist" in browser.get("/admin/simulate/", form).content.decode()
     later = form | {"date": "2099-01-01", "time": "12:00"}
     assert browser.get("/admin/simulate/", later).status_code == 200
+    for odd, text in (
+        ({"date": "0001-01-01"}, "Give a day between 2000 and 2100."),
+        ({"date": "9999-12-31"}, "Give a day between 2000 and 2100."),
+        ({"output_tokens": "9" * 30}, "less than or equal to 1000000000"),
+    ):
+        assert text in browser.get("/admin/simulate/", form | odd).content.decode()
     wrong = browser.get("/admin/simulate/", form | {"key": "nobody", "time": "12:00"}).content.decode()
     assert "There is no API key with this public id." in wrong and "Give the day, too." in wrong
 

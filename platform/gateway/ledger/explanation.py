@@ -56,6 +56,7 @@ class Step:
     zone: ZoneInfo
     shared: bool = False  # others' use is in it, and the reader may not see that
     reason: str = ""  # why it could not be asked: its counter was not looked at
+    beyond: int | None = None  # what it would use, where that is more than it asked and the limit allows (simulator)
 
     @property
     def subject(self) -> str:
@@ -105,6 +106,11 @@ class Step:
         decision = self.decision
         if not decision.bounded:
             return f"It cannot be sure of the request: {WHY.get(self.reason, self.reason)}."
+        if self.beyond is not None:
+            return (
+                f"It would hold {self.asked} of {self.amount}: a guess never holds more than the limit itself. It "
+                f"might use {self.number(self.beyond)}, more than the limit, which only a hard limit would refuse."
+            )
         if decision.fits:
             left = "" if self.shared else f", {self.number(decision.left - decision.ask)} left after it"
             return f"It asked for {self.asked} of {self.amount}: it fits{left}."
@@ -230,12 +236,12 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "input_tokens": explanation.input_tokens,
         "output_tokens": explanation.output_tokens,
         "max_tokens": explanation.lowered_to,
-        "limits": [_step_json(step) for step in explanation.steps],
-        "refused_first": [_step_json(step) for step in explanation.first_steps],
+        "limits": [step_json(step) for step in explanation.steps],
+        "refused_first": [step_json(step) for step in explanation.first_steps],
     }
 
 
-def _step_json(step: Step) -> dict[str, Any]:
+def step_json(step: Step) -> dict[str, Any]:
     decision, rule = step.decision, step.rule
     spend = decision.measure == "s"
     unseen = step.shared or not decision.bounded

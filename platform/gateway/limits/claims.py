@@ -103,17 +103,19 @@ def _ask(rule: Rule, amount: int, need: Need, rates: Rates | None) -> int:
         if rule.mode == "enforce":
             raise Unbounded(rule, "price", need)
         return 0
-    ask = _units(rule, *tokens, rates)
+    ask = units(rule, *tokens, rates)
     if rule.hold == "hard" or rule.on_shortage == "fit":
         return ask
     # A guess of the output may be too high: by itself it must not exceed a limit that the true use may fit into.
-    return min(ask, max(amount, _units(rule, tokens[0], min(1, tokens[1]), rates)))
+    return min(ask, max(amount, units(rule, tokens[0], min(1, tokens[1]), rates)))
 
 
-def _units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+def units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+    """So many tokens as the limit counts them; of spend: what would be held."""
     if rule.measure == "s":
         return hold(rates, input_tokens, output_tokens) if rates is not None else 0
-    return {"i": input_tokens, "o": output_tokens, "b": input_tokens + output_tokens}[rule.measure]
+    counts = {"i": input_tokens, "o": output_tokens, "b": input_tokens + output_tokens}
+    return counts.get(rule.measure, 1)
 
 
 def affordable_output(rule: Rule, available: int, *, need: Need, rates: Rates | None, choices: int) -> int:
