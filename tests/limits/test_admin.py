@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -292,6 +293,24 @@ def test_a_top_up_needs_a_prepaid_limit_and_an_amount(browser: Client, acme: Ten
     found = errors_of(browser.post(f"{CREDITS}add/", {"rule": monthly.pk, "amount": "0"}))
     assert "A top-up of nothing" in str(found["amount"])
     assert "Choose or add such a limit" in str(found["rule"])
+
+
+def test_a_plans_limit_takes_no_credit_by_any_door(browser: Client, acme: Tenant) -> None:
+    """It is counted per tenant: whose credit would expire unused?"""
+    plan = Plan.objects.create(slug="gold", name="Gold")
+    shared = LimitRule.objects.create(plan=plan, metric="spend", per="total", currency="USD", amount=0)
+    monthly = LimitRule.objects.create(tenant=acme, metric="spend", per="month", currency="USD", amount=1)
+    found = errors_of(browser.post(f"{CREDITS}add/", {"rule": shared.pk, "amount": "5"}))
+    assert "Give the tenant a limit of spend in total of its own" in str(found["rule"])
+    for rule in (shared, monthly):
+        with pytest.raises(ValidationError) as refused:
+            Credit(rule=rule, amount=5).full_clean()
+        assert set(refused.value.message_dict) == {"rule"}
+        with pytest.raises(IntegrityError, match="not a plan's"), transaction.atomic():
+            Credit.objects.create(rule=rule, amount=5)
+    credit = Credit.objects.create(rule=prepaid(acme), amount=5)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Credit.objects.filter(pk=credit.pk).update(rule=shared)
 
 
 def test_credit_that_is_used_stays(browser: Client, acme: Tenant) -> None:
