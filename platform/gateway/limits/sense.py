@@ -58,8 +58,8 @@ def credit_problem(rule: Any) -> str:
         return "Credit tops up a limit of spend in total. Choose or add such a limit."
     if rule.plan_id is not None:
         return (
-            "A plan's limit is counted for each of its tenants, and a credit is one tenant's. Give the tenant a limit "
-            "of spend in total of its own, which takes the place of its plan's, and top that up."
+            "A plan's limit is counted for each of its tenants, and a credit is one tenant's. Give the tenant a "
+            "limit of spend in total of its own, which takes the place of its plan's, and top that up."
         )
     return ""
 
