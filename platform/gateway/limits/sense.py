@@ -66,7 +66,7 @@ def credit_problem(rule: Any) -> str:
 
 def _currency(rule: Any) -> dict[str, str]:
     owner = rule.tenant or (rule.key.tenant if rule.key else None)
-    if owner is not None and rule.currency != owner.currency:
+    if owner is not None and rule.currency != owner.currency and rule.enabled:
         return {"currency": f"{owner} is charged in {owner.currency}: a limit in {rule.currency} would never count."}
     if not rule.currency:
         return {"currency": "Say in which currency: this limit is not of one tenant."}
