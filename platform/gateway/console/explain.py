@@ -52,7 +52,11 @@ class SimulateForm(forms.Form):
     )
     model = forms.CharField(max_length=200, widget=UnfoldAdminTextInputWidget, help_text="An id or an alias.")
     input_tokens = forms.IntegerField(
-        min_value=0, max_value=MOST_TOKENS, initial=1000, widget=UnfoldAdminIntegerFieldWidget
+        min_value=0,
+        max_value=MOST_TOKENS,
+        initial=1000,
+        widget=UnfoldAdminIntegerFieldWidget,
+        help_text="For a hard limit, which holds the worst case: the bytes of the text.",
     )
     output_tokens = forms.IntegerField(
         min_value=0, max_value=MOST_TOKENS, initial=1000, widget=UnfoldAdminIntegerFieldWidget

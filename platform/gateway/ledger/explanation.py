@@ -41,8 +41,8 @@ PRECEDENCE = ("record", "hold", "refusal")
 WHY = {LACKS[lacks]: reason for lacks, reason in REASONS.items()} | BESIDE_LIMITS
 # What a client is told of an id under which nothing is kept; the admin's page says the same.
 NOTHING_KEPT = (
-    "A request that was refused for its key or its form has no decision: its answer's error says why. Of many "
-    "refusals in a row of one key a few a second are kept, for 30 days."
+    "A request that was refused for its key or its form, or because the service was overloaded, has no decision: its "
+    "answer's error says why. Of many refusals in a row of one key a few a second are kept, for 30 days."
 )
 
 
