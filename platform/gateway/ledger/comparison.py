@@ -82,5 +82,7 @@ def compare_limits(counters: Sequence[int]) -> list[LimitState]:
 
 def watched_counters(after: int, most: int) -> list[int]:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT id FROM ledger_watched_counter WHERE shard = 0 AND id > %s ORDER BY id LIMIT %s", [after, most])
+        cursor.execute(
+            "SELECT id FROM ledger_watched_counter WHERE shard = 0 AND id > %s ORDER BY id LIMIT %s", [after, most]
+        )
         return [row[0] for row in cursor.fetchall()]

@@ -1,10 +1,10 @@
 """Which counters this process wants so often together with others that it gets rows of its own (0010_windows.sql).
 
-A counter's row is locked until its batch is on disk, so a row that many processes want is the ceiling of them all. The
-desk says for whom it has waited; who has cost a tenth of a second of waiting within a second is *hot* for a while. Of a
-hot tenant this process moves its own rows, and of a limit for everybody that is hot its own row of that. Which row is
-only a matter of speed: what may be taken in each is decided in SQL. No coordination, and when it has cooled down it is
-measured anew.
+A counter's row is locked until its batch is on disk, so a row that many processes want is the ceiling of them all.
+The desk says for whom it has waited; who has cost a tenth of a second of waiting within a second is *hot* for a
+while. Of a hot tenant this process moves its own rows, and of a limit for everybody that is hot its own row of that.
+Which row is only a matter of speed: what may be taken in each is decided in SQL. No coordination, and when it has
+cooled down it is measured anew.
 """
 
 from __future__ import annotations

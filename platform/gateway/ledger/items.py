@@ -121,6 +121,28 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyRefusal:
+    """A refusal before any counter was looked at, as it is kept (limits.refusals_log)."""
+
+    reason: str
+    model: str
+    input_tokens: int = 0  # estimates
+    output_tokens: int = 0
+    decided: list[list[int]] = field(default_factory=list)  # the limit that lacked something (ledger.decisions)
+
+    def item(self, keep: int) -> Item:
+        """What it adds to a check. It stands for `keep` refusals."""
+        facts: Item = {
+            "keep": keep,
+            "reason": self.reason,
+            "model": self.model,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }
+        return {**facts, "decided": self.decided} if self.decided else facts
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How a request ended (accounting.md 6)."""
 

@@ -57,6 +57,7 @@ class Unbounded(Exception):
 
     rule: Rule
     lacks: str  # input | output | price
+    need: Need
 
     @property
     def reason(self) -> str:
@@ -108,21 +109,24 @@ def _ask(rule: Rule, amount: int, need: Need, rates: Rates | None) -> int:
     if rule.mode != "enforce":  # it refuses nobody: what it cannot know is booked at settlement
         tokens = tokens or need.tokens(hard=False)
     if tokens is None:
-        raise Unbounded(rule, "input" if need.input_worst is None else "output")
+        raise Unbounded(rule, "input" if need.input_worst is None else "output", need)
     if rates is None and rule.measure == "s":
         if rule.mode == "enforce":
-            raise Unbounded(rule, "price")
+            raise Unbounded(rule, "price", need)
         return 0
-    ask = _units(rule, *tokens, rates)
+    ask = units(rule, *tokens, rates)
     if rule.hold == "hard" or rule.on_shortage == "fit":
         return ask
     # A guess of the output may be too high: by itself it must not exceed a limit that the true use may fit into.
-    return min(ask, max(amount, _units(rule, tokens[0], min(1, tokens[1]), rates)))
+    return min(ask, max(amount, units(rule, tokens[0], min(1, tokens[1]), rates)))
 
 
-def _units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+def units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+    """So many tokens as the limit counts them; of spend: what would be held."""
     if rule.measure == "s":
         return hold(rates, input_tokens, output_tokens) if rates is not None else 0
+    if rule.measure in "qf":
+        return 1
     return (rule.measure != "o") * input_tokens + (rule.measure != "i") * output_tokens
 
 

@@ -199,6 +199,11 @@ class Credit(models.Model):
     def __str__(self) -> str:
         return f"credit {self.pk} of rule {self.rule_id}"
 
+    def clean(self) -> None:
+        """The database refuses the same (`credit_has_one_account`)."""
+        if self._state.adding and self.rule_id is not None and (problem := sense.credit_problem(self.rule)):
+            raise ValidationError({"rule": problem})
+
 
 class LimitCounter(models.Model):
     """What one owner has used of one rule in one window: the sum of its rows. The desk's SQL alone writes them."""

@@ -20,8 +20,9 @@ from gateway.limits.rate_headers import Standing
 _READ = """
 WITH clock AS (SELECT i, floor(extract(epoch FROM i))::bigint AS at FROM clock_timestamp() i),
 windows AS (
-    SELECT c.rule, c.owner, c.kind = ascii('m') AS minute, CASE WHEN c.ends >= 0 THEN to_timestamp(c.ends) END AS ends,
-        COALESCE(l.used, t.used) AS used, COALESCE(l.held, t.held) AS held,
+    SELECT c.rule, c.owner, c.kind = ascii('m') AS minute,
+        CASE WHEN c.ends >= 0 THEN to_timestamp(c.ends) END AS ends, COALESCE(l.used, t.used) AS used,
+        COALESCE(l.held, t.held) AS held,
         COALESCE(l.live, ledger_slots_sum(t.slots, clock.at, clock.at)) AS live, clock.i
     FROM clock, ledger_claim_rows(%s::bigint[]) c
     LEFT JOIN LATERAL (

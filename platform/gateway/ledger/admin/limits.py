@@ -17,6 +17,7 @@ from gateway.identifiers import parse_request_id
 from gateway.ledger.admin.facts import FactAdmin, unbroken
 from gateway.ledger.admin.filters import ModelFilter
 from gateway.limits.models import LimitCounter, LimitRule, Refusal
+from gateway.limits.refusals_log import NO_RULE
 from gateway.limits.wording import kind_of, quantity
 
 
@@ -110,13 +111,16 @@ class RefusalAdmin(FactAdmin):
 
     @display(description="limit")
     def limit(self, refusal: Any) -> str:
+        if refusal.rule_id == NO_RULE:
+            return f"none: {refusal.reason}"
         if refusal.rule_metric is None:
             return f"removed ({refusal.rule_id})"
         kind = kind_of(LimitRule(metric=refusal.rule_metric, per=refusal.rule_per, tokens=refusal.rule_tokens))
         return format_html(
-            '<a class="cf-link" href="{}">{}</a>',
+            '<a class="cf-link" href="{}">{}</a>{}',
             reverse("admin:limits_limitrule_change", args=[refusal.rule_id]),
             kind,
+            f": {refusal.reason}" if refusal.reason else "",
         )
 
     @display(description="tokens in + out")

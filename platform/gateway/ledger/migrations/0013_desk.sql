@@ -61,11 +61,12 @@ DECLARE
     ends boolean;
     first_use boolean;
     lowered boolean;
+    early boolean;
     answer json;
 BEGIN
     SELECT array_agg(i), COALESCE(bool_or(i.op IN ('s', 'r')), false), COALESCE(bool_or(i.op IN ('a', 'c')), false),
-        COALESCE(bool_or(i.first_use IS NOT NULL), false), bool_or(i.lowered IS NOT NULL)
-    INTO items, ends, begins, first_use, lowered FROM json_populate_recordset(NULL::ledger_item, p_items) i;
+        bool_or(i.first_use IS NOT NULL), bool_or(i.lowered IS NOT NULL), bool_or(i.op = 'c' AND i.keep IS NOT NULL)
+    INTO items, ends, begins, first_use, lowered, early FROM json_populate_recordset(NULL::ledger_item, p_items) i;
 
     SELECT array_agg(ROW(i.tenant_id, i.key_id, i.charge_currency, 0, 0, 0, 0, 0, i.shard)::ledger_delta)
     INTO owners FROM (
@@ -140,6 +141,9 @@ BEGIN
             ELSE 'ok' END AS verdict) v
         WHERE i.op IN ('a', 'c');
 
+        IF early THEN
+            PERFORM ledger_keep_early_refusals(checked, instant);
+        END IF;
         -- A batch that is sent again may have been admitted, settled or swept already: then nothing is decided anew.
         SELECT array_agg(i) INTO admits FROM unnest(checked) i WHERE i.op = 'a'
             AND NOT (p_retry AND (EXISTS (SELECT FROM ledger_usagerecord r WHERE r.request_id = i.request_id)

@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("limits", "0005_warnings")]
+    dependencies = [("limits", "0007_credit_accounts")]
     operations = [
         migrations.AddField("limitcounter", "shard", models.SmallIntegerField(default=0, db_default=0)),
         migrations.AddField(
