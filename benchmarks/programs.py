@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,10 @@ Figures = dict[str, Any]  # one JSON line of load.c
 
 class Failed(Exception):
     """The benchmark cannot go on; the text is for a person."""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def build() -> None:
