@@ -84,13 +84,13 @@ class Bench:
         }
 
     async def run(self, *, population: str, lanes: int, begin: float, end: float) -> dict[str, Any]:
-        loop, meter = asyncio.get_running_loop(), Meter()
+        loop, meter, ended = asyncio.get_running_loop(), Meter(), asyncio.Event()
         loop.call_at(begin, self._begin, meter)
         loop.call_at(end, self._end, meter)
+        loop.call_at(end, ended.set)  # with no lanes it would be over before it begins
         turns = self.turns[population]
         await asyncio.gather(*(self._lane(turns, meter) for _ in range(lanes)))
-        while not meter.over:
-            await asyncio.sleep(0.05)
+        await ended.wait()
         spent = {name: meter.last[name] - meter.first[name] for name in meter.first}
         return {
             "requests": meter.requests,
