@@ -21,9 +21,11 @@ class Population:
     limited: bool = True
 
 
+SINGLE = Population("single", "one key", tenants=1, keys_each=1, limited=False)
 UNLIMITED = Population("none", "no limits", tenants=1, keys_each=10, limited=False)
 HOT = Population("hot", "one hot tenant", tenants=1, keys_each=10)
 FIFTY = Population("fifty", "fifty tenants", tenants=50, keys_each=1)
+# Those that are compared with each other.
 POPULATIONS = (HOT, FIFTY, UNLIMITED)
 
 

@@ -9,40 +9,61 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import books, desk_report, desks, engines
-from benchmarks.cast import POPULATIONS, Population, seed, seed_catalogue
-from benchmarks.desk_report import DeskResults
+from benchmarks.cast import FIFTY, HOT, POPULATIONS, Key, Population, seed, seed_catalogue
+from benchmarks.desk_report import BUSY, DeskResults
 from benchmarks.programs import Failed, say
 
 IN_FLIGHT = (1, 16, 64, 256)  # over all processes
 UNUSED = "http://127.0.0.1:9/v1"  # nothing is sent upstream
 
 
+@dataclass(frozen=True)
+class DeskPlan:
+    """In turns: each number in flight with each population."""
+
+    seconds: float
+    processes: int = 2
+    in_flight: Sequence[int] = IN_FLIGHT
+    populations: Sequence[Population] = (HOT, FIFTY)
+    rounds: int = 1
+    slow_commits: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"The desk alone, {self.processes} processes" + (", commit_delay = 5000" * self.slow_commits)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    plan = DeskPlan(
+        seconds=options.seconds,
+        processes=options.processes,
+        in_flight=options.in_flight,
+        populations=[population for population in POPULATIONS if population.name in options.tenants],
+        rounds=options.rounds,
+        slow_commits=options.commit_delay,
+    )
     home = engines.default_home()
-    results = DeskResults()
-    populations = [population for population in POPULATIONS if population.name in options.tenants]
     try:
         say(f"setting up in {home}")
         with engines.running(home):
             seed_catalogue(UNUSED)
-            keys = {population.name: seed(population) for population in populations}
-            slow = engines.slow_commits(home) if options.commit_delay else nullcontext()
-            with slow, desks.running(engines.postmaster(home), options.processes, keys) as running:
-                measure(running, results, options.in_flight, populations, options.rounds, options.seconds)
+            results = measure(home, {population.name: seed(population) for population in plan.populations}, plan)
             found = books.check()
             shards = list(books.shards())
     except Failed as failure:
         print(failure, file=sys.stderr)
         return 1
-    print("\n".join([*desk_report.lines(results, options.processes), *shards, found.text]))
+    shown = [*desk_report.lines(results, plan.title), "\nTargets (issue 3)", *desk_report.targets(results)]
+    print("\n".join([*shown, *shards, found.text]))
     if options.json:
-        options.json.write_text(json.dumps([[*where, run] for where, runs in results.runs.items() for run in runs]))
+        options.json.write_text(json.dumps(results.rows("desk")))
     for text in found.failures:
         print(f"FAILED: {text}", file=sys.stderr)
     return 1 if found.failures else 0
@@ -61,22 +82,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(
-    running: desks.Desks,
-    results: DeskResults,
-    levels: Sequence[int],
-    populations: Sequence[Population],
-    rounds: int,
-    seconds: float,
-) -> None:
-    for population in populations:  # what is loaded, learned and planned at first use
-        running.run(population.name, 16, 0.3)
-    for number in range(rounds):
-        for level, in_flight in enumerate(levels):
-            # In turns, ABBA: what the machine does meanwhile meets all alike.
-            for population in populations[:: 1 if (number + level) % 2 == 0 else -1]:
-                say(f"the desk, round {number + 1} of {rounds}: {in_flight} in flight, {population.title}")
-                results.runs[in_flight, population.name].append(running.run(population.name, in_flight, seconds))
+def beside_servers(seconds: float) -> tuple[DeskPlan, DeskPlan]:
+    """For `make bench`: as usual, and with commits as on a slow disk, where what is hot shows."""
+    return DeskPlan(seconds), DeskPlan(seconds, in_flight=[16, BUSY], slow_commits=True)
+
+
+def measure(home: Path, keys: Mapping[str, list[Key]], plan: DeskPlan) -> DeskResults:
+    results = DeskResults()
+    slow = engines.slow_commits(home) if plan.slow_commits else nullcontext()
+    mine = {population.name: keys[population.name] for population in plan.populations}
+    with slow, desks.running(engines.postmaster(home), plan.processes, mine) as running:
+        for population in plan.populations:  # what is loaded, learned and planned at first use
+            running.run(population.name, 16, 0.3)
+        for number in range(plan.rounds):
+            for level, in_flight in enumerate(plan.in_flight):
+                # ABBA: what the machine does meanwhile meets all alike.
+                for population in plan.populations[:: 1 if (number + level) % 2 == 0 else -1]:
+                    say(f"{plan.title}, round {number + 1}: {in_flight} in flight, {population.title}")
+                    results.runs[in_flight, population.name].append(
+                        running.run(population.name, in_flight, plan.seconds)
+                    )
+    return results
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.cast import FIFTY, HOT, POPULATIONS
 from benchmarks.programs import Figures
@@ -25,15 +26,19 @@ class DeskResults:
         values = [run[name] for run in self.runs.get((in_flight, population), [])]
         return statistics.median(values) if values else float("nan")
 
+    def rows(self, part: str) -> list[Any]:
+        """Every run, for JSON."""
+        return [[part, f"c{where[0]}", where[1], run] for where, runs in self.runs.items() for run in runs]
 
-def lines(results: DeskResults, processes: int) -> Iterator[str]:
+
+def lines(results: DeskResults, title: str) -> Iterator[str]:
     head = [
         "",
         "req/s",
         "desk us/req",
-        "its thread",
+        "of it thread",
         "route, claims",
-        "PostgreSQL us/req",
+        "PostgreSQL us",
         "admission p50 ms",
         "p99 ms",
         "items a batch",
@@ -53,17 +58,20 @@ def lines(results: DeskResults, processes: int) -> Iterator[str]:
                 f"{found['batch']:.1f}",
             ]
         )
-    yield from table(f"The desk alone, {processes} processes (Python CPU; its thread is part of desk)", head, rows)
-    yield from targets(results)
+    yield from table(f"{title} (desk: its Python CPU, that of its thread included)", head, rows)
 
 
 def targets(results: DeskResults) -> Iterator[str]:
     """Only those that were measured."""
     if (BUSY, HOT.name) in results.runs:
         yield target("desk, 64 in flight", results.median(BUSY, HOT.name, "desk_us"), DESK_US, "us CPU per request")
-        yield target("admission p99, 64 in flight", results.median(BUSY, HOT.name, "p99_ms"), ADMISSION_MS, "ms")
+        yield target("p99 of admission, 64 in flight", results.median(BUSY, HOT.name, "p99_ms"), ADMISSION_MS, "ms")
+    yield from share_of_hot(results)
+
+
+def share_of_hot(results: DeskResults, beside: str = "") -> Iterator[str]:
     for in_flight in sorted({place[0] for place in results.runs}):
         hot, fifty = (results.median(in_flight, population.name, "rps") for population in (HOT, FIFTY))
         if hot == hot and fifty == fifty:
-            text = f"throughput of one hot tenant, {in_flight} in flight, to fifty's"
+            text = f"throughput of one hot tenant to fifty tenants', {in_flight} in flight{beside}"
             yield target(text, hot / fifty, SHARE, "", at_least=True)
