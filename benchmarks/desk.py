@@ -92,8 +92,8 @@ def measure(home: Path, keys: Mapping[str, list[Key]], plan: DeskPlan) -> DeskRe
     slow = engines.slow_commits(home) if plan.slow_commits else nullcontext()
     mine = {population.name: keys[population.name] for population in plan.populations}
     with slow, desks.running(engines.postmaster(home), plan.processes, mine) as running:
-        for population in plan.populations:  # what is loaded, learned and planned at first use
-            running.run(population.name, 16, 0.3)
+        for population in plan.populations:
+            running.warm_up(population.name)
         for number in range(plan.rounds):
             for level, in_flight in enumerate(plan.in_flight):
                 # ABBA: what the machine does meanwhile meets all alike.

@@ -67,6 +67,7 @@ def readings(desk: Any) -> dict[str, float]:
     """Seconds of CPU so far: of this process, and of the desk's thread; and what the thread has sent."""
     thread = time.clock_gettime(time.pthread_getcpuclockid(desk.writer.ident))
     return {
+        "wall": time.monotonic(),
         "process": time.process_time(),
         "thread": thread,
         "batches": desk.writer.batches,

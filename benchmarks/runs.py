@@ -106,7 +106,8 @@ class Runner:
         for number in self._rounds(self.plan.limits_rounds):
             for level, scenario in enumerate(LIMITED):
                 say(f"limits, round {number + 1} of {self.plan.limits_rounds}: {scenario.title}")
-                for population in [None, *POPULATIONS][:: 1 if (number + level) % 2 == 0 else -1]:
+                targets: list[Population | None] = [None, *POPULATIONS]
+                for population in targets[:: 1 if (number + level) % 2 == 0 else -1]:
                     seconds = self.plan.limits_seconds
                     if population is None:
                         self._direct("limits", scenario, seconds=seconds)

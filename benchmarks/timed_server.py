@@ -1,6 +1,6 @@
 """A server process as in production, which also notes how long each admission takes: about 1 us of CPU each.
 
-`python -m benchmarks.timed_server FILE [arguments of gateway.server]`; the file is written when the server has stopped.
+`python -m benchmarks.timed_server FILE [arguments of gateway.server]`: the file is written when it has stopped.
 """
 
 from __future__ import annotations
