@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import books, desk_report, desks, engines
 from benchmarks.cast import FIFTY, HOT, POPULATIONS, Key, Population, seed, seed_catalogue
-from benchmarks.desk_report import BUSY, DeskResults
+from benchmarks.desk_report import DeskResults
 from benchmarks.programs import Failed, say
 
 IN_FLIGHT = (1, 16, 64, 256)  # over all processes
@@ -80,11 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--commit-delay", action="store_true", help="commits wait 5 ms, as on a slow disk")
     parser.add_argument("--json", type=Path, help="write every run's figures to this file")
     return parser
-
-
-def beside_servers(seconds: float) -> tuple[DeskPlan, DeskPlan]:
-    """For `make bench`: as usual, and with commits as on a slow disk, where what is hot shows."""
-    return DeskPlan(seconds), DeskPlan(seconds, in_flight=[16, BUSY], slow_commits=True)
 
 
 def measure(home: Path, keys: Mapping[str, list[Key]], plan: DeskPlan) -> DeskResults:

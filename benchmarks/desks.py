@@ -18,7 +18,7 @@ from benchmarks.cast import Key
 from benchmarks.programs import Failed, Figures
 
 ROOT = Path(__file__).resolve().parents[1]
-WARM_SECONDS = 0.4
+WARM_SECONDS = 0.3
 WARM_UPS = 20
 
 

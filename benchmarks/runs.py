@@ -101,8 +101,8 @@ class Runner:
         """Two servers, keys in turn: limits of one tenant, of fifty, none at all, and the direct call."""
         self.stand.servers.close()
         both = [self.stand.start_server(name, timed=True) for name in ("first", "second")]
-        for population in POPULATIONS:
-            self._ours("warm-up", SIXTEEN, population.name, seconds=0.3, servers=both, population=population)
+        for warm in POPULATIONS:
+            self._ours("warm-up", SIXTEEN, warm.name, seconds=0.3, servers=both, population=warm)
         for number in self._rounds(self.plan.limits_rounds):
             for level, scenario in enumerate(LIMITED):
                 say(f"limits, round {number + 1} of {self.plan.limits_rounds}: {scenario.title}")

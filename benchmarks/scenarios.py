@@ -39,6 +39,7 @@ class Plan:
     seconds: float
     limits_rounds: int
     limits_seconds: float
+    desk_seconds: float
     warm: float = 0.4
     most_s: float = 190.0  # then no further round begins
 
@@ -47,5 +48,5 @@ class Plan:
         return max(1.2, self.seconds) if scenario.streaming else self.seconds
 
 
-DEFAULT = Plan(rounds=3, seconds=2.5, limits_rounds=2, limits_seconds=2.0)
-QUICK = Plan(rounds=1, seconds=0.6, limits_rounds=1, limits_seconds=0.5, warm=0.3)
+DEFAULT = Plan(rounds=3, seconds=2.2, limits_rounds=3, limits_seconds=1.2, desk_seconds=0.9)
+QUICK = Plan(rounds=1, seconds=0.6, limits_rounds=1, limits_seconds=0.5, desk_seconds=0.4, warm=0.3)
