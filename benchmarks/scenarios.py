@@ -49,4 +49,4 @@ class Plan:
 
 
 DEFAULT = Plan(rounds=3, seconds=2.2, limits_rounds=3, limits_seconds=1.2, desk_seconds=0.9)
-QUICK = Plan(rounds=1, seconds=0.6, limits_rounds=1, limits_seconds=0.5, desk_seconds=0.4, warm=0.3)
+QUICK = Plan(rounds=1, seconds=0.6, limits_rounds=1, limits_seconds=0.6, desk_seconds=0.4, warm=0.3)
