@@ -23,7 +23,7 @@ from gateway.limits.wording import kind_of, quantity
 
 @admin.register(LimitCounter)
 class LimitCounterAdmin(FactAdmin):
-    list_display = ["rule", "owner", "window_start", "window_end", "used_now", "held_now"]
+    list_display = ["rule", "owner", "window_start", "window_end", "process_row", "used_now", "held_now"]
     list_display_links = None
     search_fields = ["rule_id"]
     search_help_text = "A limit's number"
@@ -57,6 +57,11 @@ class LimitCounterAdmin(FactAdmin):
     @display(description="tenant of the plan")
     def owner(self, counter: LimitCounter) -> str:
         return str(counter.owner_id) if counter.owner_id else ""
+
+    @display(description="row")
+    def process_row(self, counter: LimitCounter) -> str:
+        """A counter that many processes want has a row for each: their sum counts."""
+        return f"process {counter.shard}" if counter.shard else ""
 
     @display(description="used")
     def used_now(self, counter: Any) -> str:
