@@ -6,9 +6,10 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ Figures = dict[str, Any]  # one JSON line of load.c
 
 class Failed(Exception):
     """The benchmark cannot go on; the text is for a person."""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def build() -> None:
@@ -91,15 +96,29 @@ def free_port() -> int:
 
 
 class Load:
-    """One run of the load client; `trees` are the process trees whose CPU is measured, by label."""
+    """One run of the load client. Connections take the URLs in turn, requests the keys (none: no key).
+
+    `trees` are the process trees whose CPU is measured, by label.
+    """
 
     def __init__(
-        self, url: str, key: str, model: str, load: str, *, seconds: float, warm: float, trees: Mapping[str, int]
+        self,
+        urls: Sequence[str],
+        keys: Sequence[str],
+        model: str,
+        load: str,
+        *,
+        seconds: float,
+        warm: float,
+        trees: Mapping[str, Sequence[int]],
     ) -> None:
-        command = [str(BIN / "load"), "-u", f"{url}/chat/completions", "-k", key, "-m", model, *load.split()]
-        command += ["-d", str(seconds), "-w", str(warm)]
-        for label, pid in trees.items():
-            command += ["-P", f"{label}={pid}"]
+        command = [str(BIN / "load"), "-m", model, *load.split(), "-d", str(seconds), "-w", str(warm)]
+        for url in urls:
+            command += ["-u", f"{url}/chat/completions"]
+        for key in keys:
+            command += ["-k", key]
+        for label, pids in trees.items():
+            command += ["-P", f"{label}={','.join(map(str, pids))}"]
         self._patience = seconds + warm + 30
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import psycopg
-
-from benchmarks.programs import Figures, Load
-from benchmarks.scenarios import COMMIT_DELAY, MAIN, ONE, SATURATION, SIXTEEN, SIXTY_FOUR, Plan, Scenario
-from benchmarks.stand import MODEL, Server, Stand
+from benchmarks import books, engines
+from benchmarks.cast import MODEL, POPULATIONS, SINGLE, Population
+from benchmarks.programs import Figures, Load, say
+from benchmarks.scenarios import COMMIT_DELAY, LIMITED, MAIN, ONE, SATURATION, SIXTEEN, SIXTY_FOUR, Plan, Scenario
+from benchmarks.stand import Server, Stand
+from benchmarks.timed_server import Admissions
 
 DIRECT, OURS = "direct", "counterfoil"
 
@@ -65,103 +64,129 @@ class Runner:
             for scenario in MAIN:
                 for target in (DIRECT, OURS) if number % 2 == 0 else (OURS, DIRECT):
                     say(f"round {number + 1} of {self.plan.rounds}: {scenario.title}, {target}")
-                    self._run("main", scenario, target)
+                    seconds = self.plan.seconds_of(scenario)
+                    if target == DIRECT:
+                        self._direct("main", scenario, seconds=seconds)
+                    else:
+                        self._ours("main", scenario, seconds=seconds)
 
     def commit_delay(self) -> None:
         """As on a slow disk: each flush waits 5 ms."""
-        with slow_commits(self.stand):
+        with engines.slow_commits(self.stand.home):
             for number in self._rounds(max(1, self.plan.rounds - 1)):
                 for scenario in COMMIT_DELAY:
                     say(f"commit_delay = 5000, round {number + 1}: {scenario.title}")
-                    self._run("commit_delay", scenario, OURS)
+                    self._ours("commit_delay", scenario, seconds=self.plan.seconds)
 
     def saturated(self) -> None:
         """Whole answers while streams keep the event loop busy; and those of an idle process on the same books."""
         neighbour = self.stand.start_server("neighbour")
-        self._ours("warm-up", ONE, seconds=0.5, server=neighbour)
+        self._ours("warm-up", ONE, seconds=0.5, servers=[neighbour])
         for number in self._rounds(max(1, self.plan.rounds - 1)):
             say(f"event loop saturated, round {number + 1}")
             self.stand.mock.set(SATURATION.mock)
             before = self.stand.mock.served()
-            busy = self._load(SATURATION.load, self.server, seconds=self.plan.seconds + 0.8, warm=0.4)
+            seconds = self.plan.seconds
+            busy = self._load(SATURATION.load, [self.server], SINGLE, seconds=seconds + 0.8, warm=0.4)
             beside = [
-                (SIXTEEN, "same process", self._load(SIXTEEN.load, self.server, seconds=self.plan.seconds, warm=0.6)),
-                (ONE, "its neighbour", self._load(ONE.load, neighbour, seconds=self.plan.seconds, warm=0.6)),
+                (SIXTEEN, "same process", self._load(SIXTEEN.load, [self.server], SINGLE, seconds=seconds, warm=0.6)),
+                (ONE, "its neighbour", self._load(ONE.load, [neighbour], SINGLE, seconds=seconds, warm=0.6)),
             ]
             for scenario, target, load in beside:
                 self.results.take("saturated", scenario.name, target, load.figures())
             self.results.take("saturated", SATURATION.name, "same process", busy.figures())
             self.results.upstream_saw += self.stand.mock.served() - before
 
-    def _run(self, part: str, scenario: Scenario, target: str) -> None:
-        seconds = self.plan.seconds_of(scenario)
+    def limits(self) -> None:
+        """Two servers, keys in turn: limits of one tenant, of fifty, none at all, and the direct call."""
+        self.stand.servers.close()
+        both = [self.stand.start_server(name, timed=True) for name in ("first", "second")]
+        for warm in POPULATIONS:
+            self._ours("warm-up", SIXTEEN, warm.name, seconds=0.3, servers=both, population=warm)
+        for number in self._rounds(self.plan.limits_rounds):
+            for level, scenario in enumerate(LIMITED):
+                say(f"limits, round {number + 1} of {self.plan.limits_rounds}: {scenario.title}")
+                targets: list[Population | None] = [None, *POPULATIONS]
+                for population in targets[:: 1 if (number + level) % 2 == 0 else -1]:
+                    seconds = self.plan.limits_seconds
+                    if population is None:
+                        self._direct("limits", scenario, seconds=seconds)
+                    else:
+                        name = population.name
+                        self._ours("limits", scenario, name, seconds=seconds, servers=both, population=population)
+        self.stand.servers.close()
+        self._add_admissions(Admissions(server.admissions for server in both))
+
+    def _add_admissions(self, noted: Admissions) -> None:
+        for (part, _, target), runs in self.results.runs.items():
+            if part != "limits" or target == DIRECT:
+                continue
+            for run in runs:
+                took = noted.between(run["began"], run["began"] + run["secs"])
+                for share in (50, 99):
+                    run[f"admission{share}"] = took[len(took) * share // 100] if took else float("nan")
+
+    def _direct(self, part: str, scenario: Scenario, *, seconds: float) -> None:
         self.results.yardstick.append(yardstick())
-        if target == OURS:
-            self._ours(part, scenario, seconds=seconds)
-            return
-        self.stand.mock.set(scenario.mock)
+        mock = self.stand.mock
+        mock.set(scenario.mock)
         load = Load(
-            self.stand.mock.url,
-            "-",
+            [mock.url],
+            [],
             "gpt-4o-mini",
             scenario.load,
             seconds=seconds,
             warm=self.plan.warm,
-            trees={"mock": self.stand.mock.pid},
+            trees={"mock": [mock.pid]},
         )
         self.results.take(part, scenario.name, DIRECT, load.figures())
 
-    def _ours(self, part: str, scenario: Scenario, *, seconds: float, server: Server | None = None) -> None:
+    def _ours(
+        self,
+        part: str,
+        scenario: Scenario,
+        target: str = OURS,
+        *,
+        seconds: float,
+        servers: Sequence[Server] = (),
+        population: Population = SINGLE,
+    ) -> None:
+        self.results.yardstick.append(yardstick())
         self.stand.mock.set(scenario.mock)
         before = self.stand.mock.served()
-        run = self._load(scenario.load, server or self.server, seconds=seconds, warm=self.plan.warm).figures()
+        load = self._load(scenario.load, servers or [self.server], population, seconds=seconds, warm=self.plan.warm)
+        run = load.figures()
         self.results.upstream_saw += self.stand.mock.served() - before
-        self.results.take(part, scenario.name, OURS, run)
+        self.results.take(part, scenario.name, target, run)
 
-    def _load(self, load: str, server: Server, *, seconds: float, warm: float) -> Load:
-        trees = {"server": server.process.pid, "postgres": self.stand.postgres, "mock": self.stand.mock.pid}
-        return Load(server.url, self.stand.key, MODEL, load, seconds=seconds, warm=warm, trees=trees)
-
-
-@contextmanager
-def slow_commits(stand: Stand) -> Iterator[None]:
-    """commit_siblings = 0: else nothing waits when the desk's is the only open transaction."""
-    settings = ("commit_delay = 5000", "commit_siblings = 0")
-    try:
-        _as_superuser(stand, [f"ALTER SYSTEM SET {setting}" for setting in settings])
-        yield
-    finally:
-        _as_superuser(stand, ["ALTER SYSTEM RESET commit_delay", "ALTER SYSTEM RESET commit_siblings"])
-
-
-def _as_superuser(stand: Stand, statements: Sequence[str]) -> None:
-    from gateway.embedded import layout
-
-    place = str(layout.sockets(stand.home))
-    with psycopg.connect(host=place, user=layout.SUPERUSER, dbname=layout.DATABASE, autocommit=True) as connection:
-        for statement in [*statements, "SELECT pg_reload_conf()"]:
-            connection.execute(statement.encode())
+    def _load(
+        self, load: str, servers: Sequence[Server], population: Population, *, seconds: float, warm: float
+    ) -> Load:
+        return Load(
+            [server.url for server in servers],
+            [key.secret for key in self.stand.keys[population.name]],
+            MODEL,
+            load,
+            seconds=seconds,
+            warm=warm,
+            trees={
+                "server": [server.process.pid for server in servers],
+                "postgres": [self.stand.postgres],
+                "mock": [self.stand.mock.pid],
+            },
+        )
 
 
 def check_books(results: Results) -> str:
     """After the servers have stopped: exactly one record per request that the upstream saw, and no drift."""
-    from gateway.ledger.models import UsageRecord
-    from gateway.ledger.verification import verify
-
-    found = verify()
-    completed = UsageRecord.objects.filter(status="completed").count()
+    found = books.check()
     answered = sum(run["ok"] for (_, _, target), runs in results.runs.items() if target != DIRECT for run in runs)
-    results.failures += found.drift
-    if found.open_holds:
-        results.failures.append(f"{found.open_holds} holds are open although the servers have stopped")
+    results.failures += found.failures
     if found.records < results.upstream_saw:
         results.failures.append(f"the upstream saw {results.upstream_saw} requests, the ledger {found.records}")
-    if completed < answered:
-        results.failures.append(f"{answered} requests were answered, but {completed} records are completed")
-    return (
-        f"books: the upstream saw {results.upstream_saw} requests, the ledger has {found.records} records "
-        f"({completed} completed), drift: {len(found.drift)}"
-    )
+    if found.completed < answered:
+        results.failures.append(f"{answered} requests were answered, but {found.completed} records are completed")
+    return f"{found.text}; the upstream saw {results.upstream_saw} requests"
 
 
 def yardstick() -> float:
@@ -171,7 +196,3 @@ def yardstick() -> float:
     for number in range(20_000):
         table.setdefault(number % 997, []).append(len(str(number)))
     return (time.thread_time() - began) * 1000
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

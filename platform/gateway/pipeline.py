@@ -194,9 +194,10 @@ async def _admit(call: Call) -> Route:
                 now=now,
                 lowered=lowered,
             )
-        except GatewayError:
+        except GatewayError as exc:
             # A refusal on old facts would be a false one.
-            verdict = await desk.current().check(call.caller, snapshot.version, call.request_id)
+            kept = routing.early_refusal(exc, snapshot, call.caller, call.model, now)
+            verdict = await desk.current().check(call.caller, snapshot.version, call.request_id, kept)
             if verdict == "ok":
                 raise
         else:

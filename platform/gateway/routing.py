@@ -19,12 +19,14 @@ from django.conf import settings
 from gateway import clock
 from gateway.catalogue.pricing import Rates
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
-from gateway.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
-from gateway.ledger.items import Order
-from gateway.limits.claims import Need, Unbounded, affordable_output, applicable, claims_for
+from gateway.errors import GatewayError, InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
+from gateway.ledger.decisions import unasked
+from gateway.ledger.items import EarlyRefusal, Order
+from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
 from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
 from gateway.limits.refusals import unbounded
+from gateway.limits.refusals_log import LACKS
 from gateway.upstreams import tokens
 from gateway.upstreams.base import Adapter, Face, Target
 from gateway.upstreams.registry import adapter_for
@@ -127,11 +129,34 @@ def _served(facts: ModelFacts, caller: Caller, name: str, now: datetime) -> tupl
 
 def _claims(
     rules: Sequence[Rule], need: Need, rates: Rates | None, caller: Caller, now: datetime, name: str
-) -> list[dict[str, Any]]:
+) -> list[Claim]:
     try:
         return claims_for(rules, need=need, rates=rates, zone=caller.zone, now=now)
     except Unbounded as exc:
         raise unbounded(exc, model=name) from exc
+
+
+def early_refusal(
+    error: GatewayError, catalogue: Catalogue, caller: Caller, name: str, now: datetime | None = None
+) -> EarlyRefusal:
+    """What is kept of a refusal by `choose_route`, so that it can be explained."""
+    facts = catalogue.by_name.get(name)
+    if facts is not None and caller.may_call(facts.public_id):
+        model = facts.public_id
+    else:  # PostgreSQL's text holds no NUL, JSON no lone surrogate; and a name may be as long as a body
+        model = "".join(letter if letter.isprintable() else " " for letter in name[:200])
+    cause = error.__cause__
+    if not isinstance(cause, Unbounded):
+        return EarlyRefusal((error.code or "unavailable")[:32], model)
+    now = now or clock.now()
+    claim = make_claim(cause.rule, caller.zone, now, cause.rule.amount_at(now))
+    return EarlyRefusal(
+        reason=LACKS[cause.lacks],
+        model=model,
+        input_tokens=cause.need.input_expected,
+        output_tokens=cause.need.output_expected,
+        decided=[unasked(claim)],
+    )
 
 
 def _face(facts: ModelFacts, request_id: UUID, include_usage: bool) -> Face:

@@ -188,3 +188,19 @@ async def test_it_says_what_stands_in_the_way_before_limits(acme: APIKey, chat_m
     assert (await db(lambda: asked(acme))).sentence == "No. The key is revoked or will have expired."
     assert not await db(Hold.objects.exists) and not await db(UsageRecord.objects.exists)
     assert not await db(Refusal.objects.exists)
+
+
+async def test_more_than_the_limit_is_admitted_by_a_guess_and_refused_by_a_hard_limit(
+    desk: Desk, limited: MakeOrder, rule: MakeRule, acme: APIKey
+) -> None:
+    """As the desk decides: an expected hold alone never exceeds its limit (limits.claims)."""
+    mine = await db(lambda: rule(metric="tokens", per="day", amount=100))
+    told = await db(lambda: asked(acme, (10, 500)))
+    assert (
+        told.sentence == "Yes. But if it really uses so many tokens, it uses more than tokens per day of acme allows."
+    )
+    assert (told.steps[0].asked, told.steps[0].beyond) == ("100", 510)
+    assert (await desk.admit(await db(lambda: limited(tokens=(10, 500)))))[0] == "ok"
+    await db(lambda: LimitRule.objects.filter(pk=mine.pk).update(hold="hard", amount=500))
+    told = await db(lambda: asked(acme, (10, 500)))
+    assert (told.allowed, told.steps[0].decision.never) == (False, True)

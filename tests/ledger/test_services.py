@@ -34,9 +34,9 @@ def booked(owner: APIKey, model: Model, **fields: Any) -> UsageRecord:
     key = [owner.tenant_id, owner.pk, record.charge_currency]
     tokens = sum(getattr(record, name) for name in TOKENS)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT ledger_lock_counters(ARRAY[ROW(%s, %s, %s, 0, 0, 0, 0, 0)::ledger_delta], false)", key)
+        cursor.execute("SELECT ledger_lock_owner(%s, %s, %s)", key)
         cursor.execute(
-            "SELECT ledger_move_counters(ARRAY[ROW(%s, %s, %s, 1, %s, %s, 0, 0)::ledger_delta])",
+            "SELECT ledger_move_counters(ARRAY[ROW(%s, %s, %s, 1, %s, %s, 0, 0, 0)::ledger_delta])",
             [*key, tokens, record.charge or 0],
         )
     return record  # type: ignore[no-any-return]

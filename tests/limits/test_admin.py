@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -201,6 +202,26 @@ def refusal(key: APIKey, rule: LimitRule) -> Refusal:
     )  # fmt: skip
 
 
+def test_an_early_refusal_is_listed_and_explained_with_its_reason(browser: Client, acme: Tenant, key: APIKey) -> None:
+    rule = LimitRule.objects.create(tenant=acme, metric="tokens", per="day", amount=50, hold="hard")
+    unsure = refusal(key, rule)
+    row = [rule.pk, 0, ord("c"), ord("b"), 1, 0, 86_400, 50, -1, 0, 0]
+    Refusal.objects.filter(pk=unsure.pk).update(reason="unbounded_output", decided=[row])
+    unknown = refusal(key, rule)
+    Refusal.objects.filter(pk=unknown.pk).update(reason="model_not_found", rule_id=0, decided=[])
+    listed = browser.get("/admin/limits/refusal/").content.decode()
+    assert "tokens per day</a>: unbounded_output" in listed
+    assert "none: model_not_found" in listed
+    page = browser.get("/admin/explain/", {"id": str(unsure.pk)}).content.decode()
+    assert "cannot be sure of the request: its output has no bound." in page
+    assert "Estimated at 1 + 2 tokens, refused." in page
+    page = browser.get("/admin/explain/", {"id": str(unknown.pk)}).content.decode()
+    assert "Refused before limits were looked at: there is no such model, or the key may not call it." in page
+    assert "Estimated" not in page
+    page = browser.get("/admin/explain/", {"id": str(uuid7())}).content.decode()
+    assert "no refusal of it is kept" in page
+
+
 def test_it_raises_a_limit_until_an_end_and_ends_the_raise(browser: Client, acme: Tenant) -> None:
     rule = LimitRule.objects.create(tenant=acme, metric="spend", per="day", currency="USD", amount=5 * NANO)
     url = f"{RULES}{rule.pk}/raise/"
@@ -274,6 +295,24 @@ def test_a_top_up_needs_a_prepaid_limit_and_an_amount(browser: Client, acme: Ten
     assert "Choose or add such a limit" in str(found["rule"])
 
 
+def test_a_plans_limit_takes_no_credit_by_any_door(browser: Client, acme: Tenant) -> None:
+    """It is counted per tenant: whose credit would expire unused?"""
+    plan = Plan.objects.create(slug="gold", name="Gold")
+    shared = LimitRule.objects.create(plan=plan, metric="spend", per="total", currency="USD", amount=0)
+    monthly = LimitRule.objects.create(tenant=acme, metric="spend", per="month", currency="USD", amount=1)
+    found = errors_of(browser.post(f"{CREDITS}add/", {"rule": shared.pk, "amount": "5"}))
+    assert "Give the tenant a limit of spend in total of its own" in str(found["rule"])
+    for rule in (shared, monthly):
+        with pytest.raises(ValidationError) as refused:
+            Credit(rule=rule, amount=5).full_clean()
+        assert set(refused.value.message_dict) == {"rule"}
+        with pytest.raises(IntegrityError, match="not a plan's"), transaction.atomic():
+            Credit.objects.create(rule=rule, amount=5)
+    credit = Credit.objects.create(rule=prepaid(acme), amount=5)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Credit.objects.filter(pk=credit.pk).update(rule=shared)
+
+
 def test_credit_that_is_used_stays(browser: Client, acme: Tenant) -> None:
     rule = prepaid(acme)
     first, second = (Credit.objects.create(rule=rule, amount=100) for _ in range(2))
@@ -344,6 +383,12 @@ def test_it_simulates_from_the_admin(browser: Client, key: APIKey) -> None:
     assert "No. The model acme-chat does not exist" in browser.get("/admin/simulate/", form).content.decode()
     later = form | {"date": "2099-01-01", "time": "12:00"}
     assert browser.get("/admin/simulate/", later).status_code == 200
+    for odd, text in (
+        ({"date": "0001-01-01"}, "Give a day between 2000 and 2100."),
+        ({"date": "9999-12-31"}, "Give a day between 2000 and 2100."),
+        ({"output_tokens": "9" * 30}, "less than or equal to 1000000000"),
+    ):
+        assert text in browser.get("/admin/simulate/", form | odd).content.decode()
     wrong = browser.get("/admin/simulate/", form | {"key": "nobody", "time": "12:00"}).content.decode()
     assert "There is no API key with this public id." in wrong and "Give the day, too." in wrong
 

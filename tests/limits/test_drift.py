@@ -294,7 +294,7 @@ async def test_a_hold_that_no_counter_knows_is_adopted(desk: Desk, limited: Make
 
     def orphan() -> None:
         with connection.cursor() as cursor:
-            cursor.execute("UPDATE ledger_hold SET limits = '[]'")
+            cursor.execute("UPDATE ledger_hold SET claims = '{}'")
 
     await db(orphan)
     await db(drift.check)
@@ -427,9 +427,9 @@ def _a_day_ago(order: Order) -> Any:
     Hold.objects.update(started_at=hold.started_at - day, local_date=hold.local_date - day)
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE ledger_hold SET limits = (SELECT jsonb_agg(l || jsonb_build_object("
-            "'starts', (l ->> 'starts')::timestamptz - interval '1 day',"
-            "'ends', (l ->> 'ends')::timestamptz - interval '1 day')) FROM jsonb_array_elements(limits) l)"
+            "UPDATE ledger_hold SET claims = (SELECT array_agg(ARRAY[c.rule, c.owner, c.kind, c.measure,"
+            " c.enforce::integer, c.starts - 86400, c.ends - 86400, c.amount, c.ask, c.everybody::integer, c.shard])"
+            " FROM ledger_claim_rows(claims) c)"
         )
     order.started_at = (hold.started_at - day).isoformat()
     order.local_date = str(hold.local_date - day)

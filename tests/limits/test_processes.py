@@ -22,7 +22,6 @@ from gateway.ledger.models import Hold, UsageRecord, WorkItem
 from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
 from gateway.limits.models import LimitCounter, LimitRule
-from gateway.limits.windows import EVER
 from tenants.models import APIKey
 from tests.limits.desk_process import USAGE
 
@@ -139,6 +138,16 @@ def true_books() -> None:
     assert all(counter.held == 0 for counter in LimitCounter.objects.all())
 
 
+def total_used(rule: LimitRule) -> int:
+    """What is used of its window, in whichever rows."""
+    return sum(int(counter.used) for counter in LimitCounter.objects.filter(rule_id=rule.pk))
+
+
+def quiet(heard: list[str]) -> list[str]:
+    """Without the news that a counter is busy, which it is here."""
+    return [line for line in heard if "is busy in many processes" not in line]
+
+
 def records() -> list[Any]:
     return list(UsageRecord.objects.order_by("started_at"))
 
@@ -184,8 +193,7 @@ def test_a_hard_budget_is_never_exceeded_and_used_to_its_end(desks: Desks, acme:
     desks.go()
     seen = []
     while any(process.poll() is None for process in desks.running):
-        counter = LimitCounter.objects.filter(rule_id=mine.pk).first()
-        seen.append(counter.used + counter.held if counter else 0)
+        seen.append(sum(int(c.used + c.held) for c in LimitCounter.objects.filter(rule_id=mine.pk)))
         if len(seen) > 20_000:
             break
         time.sleep(0.01)
@@ -253,12 +261,12 @@ def test_tenants_that_share_a_models_limits_never_deadlock(
     reports = desks.reports()
     until_left()
     assert deadlocks() == before
-    assert [line for report in reports for line in report["heard"]] == []
+    assert [line for report in reports for line in quiet(report["heard"])] == []
     assert most_in_a_minute(lambda _: 1) <= 700
     for mine in (*shared, *added):
         decided_within(mine)
-    daily = LimitCounter.objects.get(rule_id=added[0].pk)
-    assert daily.used == UsageRecord.objects.filter(started_at__gte=daily.window_start).count()
+    daily = LimitCounter.objects.get(rule_id=added[0].pk, shard=0)
+    assert total_used(added[0]) == UsageRecord.objects.filter(started_at__gte=daily.window_start).count()
     true_books()
 
 
@@ -282,13 +290,13 @@ def test_a_killed_process_leaves_no_holds_and_no_drift(
     lost = Hold.objects.count()
     assert lost >= 3
     assert verify().drift == []
-    assert LimitCounter.objects.get(rule_id=flight.pk).held == lost
+    assert sum(counter.held for counter in LimitCounter.objects.filter(rule_id=flight.pk)) == lost
     sweep(lease_seconds=0)
     assert sweep(lease_seconds=0) == lost
     assert WorkItem.objects.filter(kind="unknown", resolved_at=None).count() == lost
     true_books()
     charges = [record.charge for record in records()]
-    assert LimitCounter.objects.get(rule_id=budget.pk, window_start=EVER).used == sum(charges) <= 150 * CHARGE
+    assert total_used(budget) == sum(charges) <= 150 * CHARGE
     assert admitted(reports) < len(charges)
     for mine in (budget, flight, minute):
         decided_within(mine)
@@ -303,7 +311,7 @@ def test_what_is_sent_again_takes_only_once(desks: Desks, acme: APIKey, chat_mod
     assert any("is sent again" in line for report in reports for line in report["heard"])
     assert not any("deadlock" in line for report in reports for line in report["heard"])
     assert UsageRecord.objects.count() == admitted(reports) == 150
-    assert LimitCounter.objects.get(rule_id=day.pk).used == 150
+    assert total_used(day) == 150
     for mine in (day, minute, flight):
         decided_within(mine)
     true_books()

@@ -184,4 +184,4 @@ def test_a_guess_alone_never_exceeds_a_limit(changes: dict[str, str], amount: in
     need = Need(100, 1_024, 100, 1_024)
     mine = replace(rule("b", amount), **changes)  # type: ignore[arg-type]
     (claim,) = claims_for([mine], need=need, rates=None, zone=ZoneInfo("UTC"), now=datetime(2026, 1, 1, tzinfo=UTC))
-    assert claim["ask"] == ask
+    assert claim.ask == ask

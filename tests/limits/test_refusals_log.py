@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -91,6 +92,32 @@ async def test_a_lowered_request_that_is_admitted_says_so(desk: Desk, limited: M
     assert (await db(Refusal.objects.get)).lowered_to == 15
 
 
+def test_early_refusals_are_kept_three_a_key_and_batch(acme: APIKey, globex: APIKey) -> None:
+    """As the desk calls it, with the checks that it found to be on fresh facts."""
+    old = refusal(acme, datetime.now(UTC))
+
+    def check(key: APIKey, keep: int | None = 1, **more: Any) -> dict[str, Any]:
+        facts = {"request_id": str(uuid7()), "tenant_id": key.tenant_id, "key_id": key.pk, "model": "acme-chat"}
+        why = {"reason": "no_price", "input_tokens": 1, "output_tokens": 2, "decided": [[7, *[1] * 10]]}
+        return {"op": "c", "keep": keep, **facts, **why, **more}
+
+    ids = sorted(str(uuid7()) for _ in range(5))
+    flood = [check(acme, keep=4 if i == ids[0] else 1, request_id=i) for i in ids]
+    beside = check(globex, reason="model_not_found", decided=None)
+    others = [check(globex, None), check(globex, op="a"), check(globex, request_id=str(old.pk))]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT ledger_keep_early_refusals(array_agg(i), now())"
+            " FROM json_populate_recordset(NULL::ledger_item, %s) i",
+            [json.dumps([*flood, beside, *others])],
+        )
+    kept = {str(r.pk): r for r in Refusal.objects.all()}
+    assert set(kept) == {str(old.pk), beside["request_id"], *(item["request_id"] for item in flood[:3])}
+    assert [kept[item["request_id"]].stands_for for item in flood[:3]] == [6, 1, 1]
+    assert {(r.rule_id, r.reason) for r in kept.values()} == {(1, ""), (0, "model_not_found"), (7, "no_price")}
+    assert kept[beside["request_id"]].decided == []
+
+
 def refusal(key: APIKey, at: datetime) -> Refusal:
     return Refusal.objects.create(
         request_id=uuid7(),
@@ -108,7 +135,8 @@ def refusal(key: APIKey, at: datetime) -> Refusal:
 def test_it_tidies_by_age_and_by_number_per_key(acme: APIKey, globex: APIKey) -> None:
     now = datetime.now(UTC)
     old = refusal(acme, now - timedelta(days=31))
-    mine = [refusal(acme, now) for _ in range(4)]
+    # Ids of one millisecond have no order of their own.
+    mine = sorted((refusal(acme, now) for _ in range(4)), key=lambda kept: kept.pk)
     theirs = refusal(globex, now)
     assert tidy(now=now, per_key=3) == 2
     left = set(Refusal.objects.values_list("pk", flat=True))

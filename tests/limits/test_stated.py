@@ -204,3 +204,65 @@ def test_the_command_names_file_and_line(laptop: APIKey, tmp_path: Path) -> None
     with pytest.raises(CommandError):
         call_command("apply", str(file), stdout=StringIO(), stderr=err)
     assert err.getvalue().startswith(f"{file}:3: per: 'hour' is not one of minute, day, week, month")
+
+
+# ---- another currency ----
+
+BUDGETS = """
+tenants:
+  - slug: acme
+    currency: {0}
+    limits: [{{metric: spend, per: month, amount: "{1}"}}, {{metric: requests, per: day, amount: 5}}]
+    keys:
+      - name: laptop
+        limits: [{{metric: spend, per: day, amount: "3"}}]
+"""
+
+
+def test_one_file_changes_the_currency_and_its_limits(laptop: APIKey) -> None:
+    apply(BUDGETS.format("USD", 50))
+    daily = LimitRule.objects.get(metric="requests")
+    report = apply(BUDGETS.format("EUR", 45))
+    assert rules() == {
+        ("acme", "spend", "month", 45 * NANO, "EUR"),
+        ("acme", "requests", "day", 5, ""),
+        (str(laptop), "spend", "day", 3 * NANO, "EUR"),
+    }
+    assert LimitRule.objects.get(metric="requests").pk == daily.pk
+    assert [change.what for change in report.changes].count("removed") == 2
+    assert Tenant.objects.get().currency == "EUR"
+    assert apply(BUDGETS.format("EUR", 45)).empty
+
+
+def test_a_dry_run_or_a_mistake_leaves_currency_and_limits(laptop: APIKey) -> None:
+    apply(BUDGETS.format("USD", 50))
+    before = rules()
+    apply(BUDGETS.format("EUR", 45), dry_run=True)
+    assert problems_of(BUDGETS.format("EUR", 45).replace("metric: requests, per: day", "metric: requests, per: week"))
+    assert (rules(), Tenant.objects.get().currency) == (before, "USD")
+
+
+def test_limits_that_the_file_does_not_state_stand_against_a_new_currency(laptop: APIKey) -> None:
+    apply(BUDGETS.format("USD", 50))
+    (problem,) = problems_of(
+        'tenants: [{slug: acme, currency: EUR, limits: [{metric: spend, per: day, amount: "1"}]}]'
+    )
+    assert problem.startswith(f"1: currency: Limits in USD would never count again: spend per day of {laptop}.")
+    assert "state the new currency and, beside it, the whole list of limits" in problem
+
+
+def test_credit_in_the_old_currency_is_kept_in_a_limit_that_is_off(laptop: APIKey) -> None:
+    apply(tenant('{metric: spend, per: total, amount: "0"}'))
+    Credit.objects.create(rule=LimitRule.objects.get(), amount=NANO)
+    moved = 'tenants: [{slug: acme, currency: EUR, limits: [OLD, {metric: spend, per: day, amount: "1"}]}]'
+    old = '{metric: spend, per: total, amount: "0", currency: USD, enabled: false}'
+    assert any(
+        "limits with credit are disabled in a run before" in told for told in problems_of(moved.replace("OLD", old))
+    )
+    apply(tenant(old))
+    (problem,) = problems_of(moved.replace("OLD, ", ""))
+    assert problem.endswith("Keep it in the list with currency: USD, enabled: false.")
+    apply(moved.replace("OLD", old))
+    assert rules() == {("acme", "spend", "total", 0, "USD"), ("acme", "spend", "day", NANO, "EUR")}
+    assert apply(moved.replace("OLD", old)).empty
+    assert problems_of(moved.replace("OLD", old.replace("false", "true")))

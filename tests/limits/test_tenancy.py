@@ -77,7 +77,8 @@ def test_a_currency_stays_while_limits_count_in_it(browser: Client, acme: Tenant
     (text,) = move(browser, acme, currency="EUR")["currency"]
     assert text == (
         "Limits in USD would never count again: spend per month of acme. Disable or remove them first, then change "
-        "the currency, then set them in EUR."
+        "the currency, then set them in EUR. In a file: state the new currency and, beside it, the whole list of "
+        "limits of the tenant and of these keys; limits with credit are disabled in a run before."
     )
     rule.delete()
     assert move(browser, acme, currency="EUR") == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -16,6 +16,7 @@ from django.core.mail import EmailMessage
 from django.utils import timezone
 from openai import InvalidWebhookSignatureError, OpenAI
 
+from gateway.identifiers import uuid7
 from gateway.limits import delivery, housekeeping, warnings, webhooks
 from gateway.limits.models import (
     Delivery,
@@ -26,6 +27,7 @@ from gateway.limits.models import (
     PlanMembership,
     WebhookEndpoint,
 )
+from gateway.limits.refusals_log import Refusal
 from gateway.limits.windows import EVER
 from tenants.models import APIKey, Tenant
 
@@ -120,6 +122,62 @@ def test_nothing_left_is_a_hundred_per_cent(budget: LimitRule) -> None:
     used(budget, 90 * 10**9, held=10 * 10**9)
     warnings.look()
     assert thresholds() == [50, 80, 100]
+
+
+def refused(rule: LimitRule, tenant: Tenant, ask: int, *, at: datetime | None = None, **more: Any) -> Refusal:
+    key, _ = APIKey.objects.get_or_create(public_id=f"{tenant.slug}laptop"[:12], tenant=tenant, name="laptop")
+    owner = tenant.pk if rule.plan_id else 0
+    others, mine = [rule.pk + 1000, *[9] * 10], [rule.pk, owner, ord("c"), ord("s"), 1, 0, -1, rule.amount, ask, 0, 0]
+    fields = {"rule_id": rule.pk, "decided": [others, mine], "input_tokens": 1, "output_tokens": 1} | more
+    return Refusal.objects.create(
+        request_id=uuid7(), tenant=tenant, key=key, model="acme-chat", at=at or timezone.now(), **fields
+    )
+
+
+def test_a_remainder_that_no_request_fits_into_is_a_hundred_per_cent(
+    budget: LimitRule, acme: Tenant, post: None
+) -> None:
+    used(budget, 70 * 10**9, held=10**9)
+    warnings.look()
+    refused(budget, acme, 29 * 10**9)  # it would fit by now
+    refused(budget, acme, 101 * 10**9)  # it can never fit
+    refused(budget, acme, 40 * 10**9, at=timezone.now() - timedelta(days=2))  # in the window before
+    refused(budget, acme, 40 * 10**9, lowered_to=5)  # admitted after all
+    refused(budget, acme, 40 * 10**9, reason="no_price")
+    assert (warnings.look(), thresholds()) == (0, [50])
+    refused(budget, acme, 30 * 10**9)
+    assert [warnings.look(), warnings.look()] == [1, 0]
+    warning = LimitWarning.objects.get(threshold=100)
+    assert warning.refusing and (warning.used, warning.held) == (70 * 10**9, 10**9)
+    delivery.send_due()
+    letter = next(m for m in mail.outbox if m.to == ["ops@counterfoil.example"] and "refuses" in m.subject)
+    assert letter.subject == "Spend per month refuses requests: acme"
+    assert "what is left is too little for them: spend per month of acme." in letter.body
+    assert "Used: 70 USD" in letter.body
+
+
+def test_one_large_request_does_not_use_the_warning_up(budget: LimitRule, acme: Tenant) -> None:
+    used(budget, 40 * 10**9)
+    refused(budget, acme, 70 * 10**9)
+    assert warnings.look() == 0
+    LimitRule.objects.update(mode="observe")
+    used(budget, 49 * 10**9, held=10**9)
+    assert warnings.look() == 0
+
+
+def test_a_plans_refusal_warns_the_tenant_that_was_refused(acme: Tenant) -> None:
+    globex = Tenant.objects.create(slug="globex", name="Globex")
+    plan = Plan.objects.create(slug="basic", name="Basic")
+    for tenant in (acme, globex):
+        PlanMembership.objects.create(plan=plan, tenant=tenant)
+    rule = LimitRule.objects.create(
+        plan=plan, metric="spend", per="day", currency="USD", amount=100, thresholds=[100]
+    )
+    for tenant in (acme, globex):
+        used(rule, 60, owner=tenant.pk)
+    refused(rule, acme, 50)
+    assert warnings.look() == 1
+    assert LimitWarning.objects.get().tenant == acme
 
 
 def test_credit_and_a_raise_count_as_the_desk_counts_them(budget: LimitRule, acme: Tenant) -> None:

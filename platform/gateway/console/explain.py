@@ -20,8 +20,8 @@ from unfold.widgets import (
 
 from gateway.catalogue.pricing import format_amount
 from gateway.identifiers import parse_request_id
-from gateway.ledger.explanation import explain
-from gateway.ledger.simulator import Simulation, simulate
+from gateway.ledger.explanation import NOTHING_KEPT, explain
+from gateway.ledger.simulator import EARLIEST, LATEST, MOST_TOKENS, Simulation, simulate
 from gateway.limits.models import LimitRule
 from tenants.models import APIKey
 
@@ -51,8 +51,16 @@ class SimulateForm(forms.Form):
         help_text="Its public id, such as 3x8kq2m7v9ab: the part after sk-cf-.",
     )
     model = forms.CharField(max_length=200, widget=UnfoldAdminTextInputWidget, help_text="An id or an alias.")
-    input_tokens = forms.IntegerField(min_value=0, initial=1000, widget=UnfoldAdminIntegerFieldWidget)
-    output_tokens = forms.IntegerField(min_value=0, initial=1000, widget=UnfoldAdminIntegerFieldWidget)
+    input_tokens = forms.IntegerField(
+        min_value=0,
+        max_value=MOST_TOKENS,
+        initial=1000,
+        widget=UnfoldAdminIntegerFieldWidget,
+        help_text="For a hard limit, which holds the worst case: the bytes of the text.",
+    )
+    output_tokens = forms.IntegerField(
+        min_value=0, max_value=MOST_TOKENS, initial=1000, widget=UnfoldAdminIntegerFieldWidget
+    )
     date = forms.DateField(
         label="On",
         required=False,
@@ -72,6 +80,8 @@ class SimulateForm(forms.Form):
         data = super().clean() or {}
         if data.get("time") and not data.get("date"):
             self.add_error("date", "Give the day, too.")
+        if data.get("date") and not EARLIEST.date() < data["date"] < LATEST.date():
+            self.add_error("date", f"Give a day between {EARLIEST:%Y} and {LATEST:%Y}.")
         return data
 
     def answer(self, now: datetime) -> Simulation:
@@ -104,6 +114,7 @@ def explain_page(request: HttpRequest) -> HttpResponse:
         "asked": asked,
         "explanation": explanation,
         "charge": charge,
+        "nothing_kept": NOTHING_KEPT,
         "recorded": explanation is not None and explanation.source == "record",
     }
     return _page(request, "console/explain.html", context)
@@ -119,6 +130,8 @@ def simulate_page(request: HttpRequest) -> HttpResponse:
     if simulation is not None and simulation.charge is not None:
         held = f"{format_amount(simulation.charge, 2)} {simulation.currency}"
     context = {"title": "Would it be allowed?", "form": form, "simulation": simulation, "held": held}
+    if simulation is not None:
+        context["key"] = form.cleaned_data["key"]
     return _page(request, "console/simulate.html", context)
 
 

@@ -92,13 +92,8 @@ def record_adjustment(
 def _move_counters(record: UsageRecord, delta: Delta) -> None:
     owner: list[int | str] = [record.tenant_id, record.key_id, record.charge_currency]
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT ledger_lock_counters(ARRAY[ROW(%s, %s, %s, 0, 0, 0, 0, 0)::ledger_delta], false)", owner
-        )
-        cursor.execute(
-            "SELECT ledger_move_counters(ARRAY[ROW(%s, %s, %s, 0, %s, %s, 0, 0)::ledger_delta])",
-            [*owner, delta.tokens, delta.charge],
-        )
+        cursor.execute("SELECT ledger_lock_owner(%s, %s, %s)", owner)
+        cursor.execute("SELECT ledger_move_owner(%s, %s, %s, %s, %s)", [*owner, delta.tokens, delta.charge])
         cursor.execute(
             "SELECT ledger_adjust_limits(%s, %s, %s, %s, %s, %s, %s, %s)",
             [

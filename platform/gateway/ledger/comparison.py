@@ -32,8 +32,11 @@ WITH facts AS (
     SELECT 'tenant', %(tenant)s, currency, sum(requests), sum(tokens), sum(charge), sum(held_requests), sum(held)
     FROM by_key GROUP BY currency
 ), counters AS (
-    SELECT c.* FROM ledger_counter c WHERE (c.scope = 'tenant' AND c.owner_id = %(tenant)s)
+    SELECT c.scope, c.owner_id, c.currency, sum(c.requests) AS requests, sum(c.tokens) AS tokens,
+        sum(c.charge) AS charge, sum(c.held_requests) AS held_requests, sum(c.held) AS held
+    FROM ledger_counter c WHERE (c.scope = 'tenant' AND c.owner_id = %(tenant)s)
         OR (c.scope = 'key' AND c.owner_id IN (SELECT id FROM tenants_apikey WHERE tenant_id = %(tenant)s))
+    GROUP BY 1, 2, 3
 )
 SELECT scope, owner_id, currency,
     ARRAY[c.requests, c.tokens, c.charge, c.held_requests, c.held]::numeric[],
@@ -79,5 +82,7 @@ def compare_limits(counters: Sequence[int]) -> list[LimitState]:
 
 def watched_counters(after: int, most: int) -> list[int]:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT id FROM ledger_watched_counter WHERE id > %s ORDER BY id LIMIT %s", [after, most])
+        cursor.execute(
+            "SELECT id FROM ledger_watched_counter WHERE shard = 0 AND id > %s ORDER BY id LIMIT %s", [after, most]
+        )
         return [row[0] for row in cursor.fetchall()]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+from gateway.limits.claims import Claim
+
+NO_BOUND = -1  # asked of a limit that could not know how much; its counter was not looked at
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,8 +35,13 @@ class Decision:
         return self.amount - self.used - self.held
 
     @property
+    def bounded(self) -> bool:
+        """False: it could not be said how much the request asks, so that it was refused unseen."""
+        return self.ask != NO_BOUND
+
+    @property
     def fits(self) -> bool:
-        return self.ask <= self.left
+        return self.bounded and self.ask <= self.left
 
     @property
     def verdict(self) -> str:
@@ -49,6 +57,11 @@ class Decision:
 def unpack(rows: Iterable[Sequence[Decimal | int]]) -> list[Decision]:
     """In the order of rules' ids, in which they were looked at."""
     return [_decision([int(number) for number in row]) for row in rows]
+
+
+def unasked(claim: Claim) -> list[int]:
+    """A row for a limit that a request could not be put to (`ledger_keep_early_refusals` keeps it)."""
+    return [*claim._replace(ask=NO_BOUND)[:9], 0, 0]
 
 
 def _decision(row: Sequence[int]) -> Decision:

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from gateway.errors import Unavailable
-from gateway.ledger.items import Ending, Item, Order, check
+from gateway.ledger.items import EarlyRefusal, Ending, Item, Order, check
 from gateway.ledger.writer import Outcome, Ticket, Writer
 from gateway.limits.refusals_log import Sampler
 from tenants.facts import Caller
@@ -45,11 +45,13 @@ class Desk:
 
         With it: the database's clock (window), or the states of all claims (limited).
         """
-        item, key_id = order.admission(), order.caller.key_id
+        tenant, key_id, heat = order.caller.tenant_id, order.caller.key_id, self.writer.heat
+        item = order.admission(heat.shard_of(tenant))
         fresh = item.get("first_use")
         if fresh is not None and self._used_prices.issuperset(fresh):
             del item["first_use"]
         if order.claims:
+            item["claims"] = heat.spread(order.claims, tenant)
             item["keep"] = self._refusals.weight(key_id)
         row = await self._decide(item)
         if row[1] == "ok":
@@ -64,9 +66,18 @@ class Desk:
             return "limited", row[4]
         return str(row[1]), row[2] if len(row) > 2 else None
 
-    async def check(self, caller: Caller, catalogue_version: int, request_id: UUID) -> str:
-        """As `admit`, without a hold."""
-        return str((await self._decide(check(caller, catalogue_version, request_id)))[1])
+    async def check(
+        self, caller: Caller, catalogue_version: int, request_id: UUID, refusal: EarlyRefusal | None = None
+    ) -> str:
+        """As `admit`, without a hold. A refusal that proves to be on fresh facts (ok) is kept."""
+        item = check(caller, catalogue_version, request_id)
+        keep = None if refusal is None else self._refusals.weight(caller.key_id)
+        if refusal is not None and keep is not None:
+            item |= refusal.item(keep)
+        verdict = str((await self._decide(item))[1])
+        if refusal is not None and verdict == "ok":
+            self._refusals.refused(caller.key_id, kept=keep is not None)
+        return verdict
 
     def settle(self, order: Order, ending: Ending) -> asyncio.Future[Any]:
         """Book the end of an admitted request. It is written whether or not anybody awaits the future."""

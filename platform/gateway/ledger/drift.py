@@ -31,7 +31,7 @@ LIMITS, TOTALS = "limits", "totals"
 _ADD = """
 INSERT INTO ledger_counter AS c (scope, owner_id, currency, requests, tokens, charge, held_requests, held)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (scope, owner_id, currency) DO UPDATE SET requests = c.requests + EXCLUDED.requests,
+ON CONFLICT (scope, owner_id, currency, shard) DO UPDATE SET requests = c.requests + EXCLUDED.requests,
     tokens = c.tokens + EXCLUDED.tokens, charge = c.charge + EXCLUDED.charge,
     held_requests = c.held_requests + EXCLUDED.held_requests, held = c.held + EXCLUDED.held
 """

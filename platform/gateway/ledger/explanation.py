@@ -18,24 +18,32 @@ from django.db import connection
 
 from gateway.catalogue.pricing import format_amount
 from gateway.ledger.decisions import Decision, unpack
+from gateway.limits.claims import REASONS
 from gateway.limits.models import LimitRule
+from gateway.limits.refusals_log import BESIDE_LIMITS, LACKS
 from gateway.limits.wording import kind_of, quantity, window_text
 from tenants.models import APIKey, Tenant
 
 # A record first: what became of it says more than how it began.
 _FIND = """
 SELECT 'record' AS source, tenant_id, key_id, model, started_at, input_tokens + cached_input_tokens
-    + cache_write_tokens, output_tokens + reasoning_tokens, decided, status, charge, charge_currency
+    + cache_write_tokens, output_tokens + reasoning_tokens, decided, status, charge, charge_currency, ''
 FROM ledger_usagerecord WHERE request_id = %(id)s
 UNION ALL
 SELECT 'hold', tenant_id, key_id, model, started_at, input_tokens, output_tokens, decided, 'running', NULL,
-    charge_currency
+    charge_currency, ''
 FROM ledger_hold WHERE request_id = %(id)s
 UNION ALL
-SELECT 'refusal', tenant_id, key_id, model, at, input_tokens, output_tokens, decided, 'refused', NULL, ''
+SELECT 'refusal', tenant_id, key_id, model, at, input_tokens, output_tokens, decided, 'refused', NULL, '', reason
 FROM limits_refusal WHERE request_id = %(id)s
 """
 PRECEDENCE = ("record", "hold", "refusal")
+WHY = {LACKS[lacks]: reason for lacks, reason in REASONS.items()} | BESIDE_LIMITS
+# What a client is told of an id under which nothing is kept; the admin's page says the same.
+NOTHING_KEPT = (
+    "A request that was refused for its key or its form, or because the service was overloaded, has no decision: its "
+    "answer's error says why. Of many refusals in a row of one key a few a second are kept, for 30 days."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class Step:
     removed: bool
     zone: ZoneInfo
     shared: bool = False  # others' use is in it, and the reader may not see that
+    reason: str = ""  # why it could not be asked: its counter was not looked at
+    beyond: int | None = None  # what it would use, where that is more than it asked and the limit allows (simulator)
 
     @property
     def subject(self) -> str:
@@ -74,15 +84,18 @@ class Step:
 
     @property
     def used(self) -> str:
-        return "shared" if self.shared else self.number(self.decision.used)
+        return self._seen(self.decision.used)
 
     @property
     def held(self) -> str:
-        return "shared" if self.shared else self.number(self.decision.held)
+        return self._seen(self.decision.held)
+
+    def _seen(self, value: int) -> str:
+        return "-" if not self.decision.bounded else "shared" if self.shared else self.number(value)
 
     @property
     def asked(self) -> str:
-        return self.number(self.decision.ask)
+        return self.number(self.decision.ask) if self.decision.bounded else "unknown"
 
     @property
     def verdict(self) -> str:
@@ -91,6 +104,13 @@ class Step:
     @property
     def sentence(self) -> str:
         decision = self.decision
+        if not decision.bounded:
+            return f"It cannot be sure of the request: {WHY.get(self.reason, self.reason)}."
+        if self.beyond is not None:
+            return (
+                f"It would hold {self.asked} of {self.amount}: a guess never holds more than the limit itself. It "
+                f"might use {self.number(self.beyond)}, more than the limit, which only a hard limit would refuse."
+            )
         if decision.fits:
             left = "" if self.shared else f", {self.number(decision.left - decision.ask)} left after it"
             return f"It asked for {self.asked} of {self.amount}: it fits{left}."
@@ -119,9 +139,14 @@ class Explanation:
     first_steps: tuple[Step, ...] = ()  # lowered: the refusal that came first
     lowered_to: int | None = None
     stands_for: int = 1
+    reason: str = ""  # refused before any counter was looked at, for this
 
     @property
     def sentence(self) -> str:
+        if self.reason:
+            why = WHY.get(self.reason, f"its answer has the code {self.reason}")
+            unsure = "".join(f"{step.kind} of {step.subject} cannot be sure of the request" for step in self.steps)
+            return f"Refused: {unsure}: {why}." if unsure else f"Refused before limits were looked at: {why}."
         if self.verdict == "refused":
             tight = [step for step in self.steps if step.verdict == "refused"]
             names = ", ".join(f"{step.kind} of {step.subject}" for step in tight)
@@ -146,7 +171,7 @@ def explain(request_id: UUID, *, tenant_id: int | None = None) -> Explanation | 
     source = next((name for name in PRECEDENCE if name in found), None)
     if source is None:
         return None
-    _, tenant, key, model, at, tokens_in, tokens_out, rows, status, charge, currency = found[source]
+    _, tenant, key, model, at, tokens_in, tokens_out, rows, status, charge, currency, reason = found[source]
     owner = Tenant.objects.get(pk=tenant)
     verdict = "refused" if source == "refusal" else "lowered" if lowered_to is not None else "admitted"
     shared = tenant_id is not None
@@ -163,16 +188,19 @@ def explain(request_id: UUID, *, tenant_id: int | None = None) -> Explanation | 
         status=status,
         charge=charge,
         currency=currency or owner.currency,
-        steps=steps_of(unpack(rows or []), owner.zone, hide_shared=shared),
+        steps=steps_of(unpack(rows or []), owner.zone, hide_shared=shared, reason=reason),
         first_steps=(
             steps_of(unpack(found["refusal"][7]), owner.zone, hide_shared=shared) if verdict == "lowered" else ()
         ),
         lowered_to=lowered_to,
         stands_for=stands_for,
+        reason=reason,
     )
 
 
-def steps_of(decisions: Iterable[Decision], zone: ZoneInfo, *, hide_shared: bool = False) -> tuple[Step, ...]:
+def steps_of(
+    decisions: Iterable[Decision], zone: ZoneInfo, *, hide_shared: bool = False, reason: str = ""
+) -> tuple[Step, ...]:
     """With the rules as they are now, or as they last were if they are gone."""
     decisions = list(decisions)
     ids = {decision.rule_id for decision in decisions}
@@ -182,7 +210,7 @@ def steps_of(decisions: Iterable[Decision], zone: ZoneInfo, *, hide_shared: bool
     steps = []
     for decision in decisions:
         rule = rules.get(decision.rule_id) or gone.get(decision.rule_id)
-        step = Step(decision, rule, decision.rule_id in gone, zone)
+        step = Step(decision, rule, decision.rule_id in gone, zone, reason=reason)
         everybodys = rule is not None and not (rule.tenant_id or rule.key_id or rule.plan_id)
         steps.append(replace(step, shared=hide_shared and everybodys))
     return tuple(steps)
@@ -200,6 +228,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "request_id": f"req_{explanation.request_id.hex}",
         "verdict": explanation.verdict,
         "status": explanation.status,
+        "reason": explanation.reason or None,
         "summary": explanation.sentence,
         "at": explanation.at.isoformat(),
         "key": explanation.key.public_id,
@@ -207,14 +236,15 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "input_tokens": explanation.input_tokens,
         "output_tokens": explanation.output_tokens,
         "max_tokens": explanation.lowered_to,
-        "limits": [_step_json(step) for step in explanation.steps],
-        "refused_first": [_step_json(step) for step in explanation.first_steps],
+        "limits": [step_json(step) for step in explanation.steps],
+        "refused_first": [step_json(step) for step in explanation.first_steps],
     }
 
 
-def _step_json(step: Step) -> dict[str, Any]:
+def step_json(step: Step) -> dict[str, Any]:
     decision, rule = step.decision, step.rule
     spend = decision.measure == "s"
+    unseen = step.shared or not decision.bounded
 
     def number(value: int) -> int | str:
         return format_amount(value, 2) if spend else value
@@ -230,9 +260,9 @@ def _step_json(step: Step) -> dict[str, Any]:
         "window_start": None if decision.ends is None else decision.starts.isoformat(),
         "window_end": decision.ends.isoformat() if decision.ends else None,
         "amount": number(decision.amount),
-        "used": None if step.shared else number(decision.used),
-        "held": None if step.shared else number(decision.held),
-        "asked": number(decision.ask),
+        "used": None if unseen else number(decision.used),
+        "held": None if unseen else number(decision.held),
+        "asked": number(decision.ask) if decision.bounded else None,
         "verdict": decision.verdict,
         "explanation": step.sentence,
     }

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from gateway.catalogue.pricing import Rates, hold, rate
+from gateway.limits.claims import Claim
 from gateway.upstreams.base import Usage
 from tenants.facts import Caller
 
@@ -34,12 +35,13 @@ class Order:
     end_user: str = ""
     started_at: str | None = None  # the database's clock at admission, as it told us
     local_date: str | None = None
-    claims: list[Item] = field(default_factory=list)  # what it asks of which limit (limits.claims)
+    claims: list[Claim] = field(default_factory=list)  # what it asks of which limit
     lowered: int | None = None  # the cap that a limit of `on_shortage: fit` has left
     admitted_state: list[list[float]] | None = None  # what it was decided on (`ledger_decisions`), for headers
     _facts: Item = field(default_factory=dict)
 
-    def admission(self) -> Item:
+    def admission(self, shard: int = 0) -> Item:
+        """`shard`: which of the lifetime counters it moves, then and when it ends (ledger.heat)."""
         caller, charge, cost = self.caller, self.charge_rates, self.cost_rates
         item = check(caller, self.catalogue_version, self.request_id)
         self._facts = {
@@ -57,8 +59,8 @@ class Order:
             "charge_price_id": charge.price_id if charge else None,
             "cost_price_id": cost.price_id if cost else None,
         }
-        if self.claims:
-            self._facts["limits"] = self.claims
+        if shard:
+            self._facts["shard"] = shard
         item |= self._facts
         item["op"] = "a"
         item["timezone"] = caller.timezone
@@ -116,6 +118,28 @@ class Order:
 
     def release(self) -> Item:
         return {**self._facts, "op": "r"}
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyRefusal:
+    """A refusal before any counter was looked at, as it is kept (limits.refusals_log)."""
+
+    reason: str
+    model: str
+    input_tokens: int = 0  # estimates
+    output_tokens: int = 0
+    decided: list[list[int]] = field(default_factory=list)  # the limit that lacked something (ledger.decisions)
+
+    def item(self, keep: int) -> Item:
+        """What it adds to a check. It stands for `keep` refusals."""
+        facts: Item = {
+            "keep": keep,
+            "reason": self.reason,
+            "model": self.model,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }
+        return {**facts, "decided": self.decided} if self.decided else facts
 
 
 @dataclass(frozen=True, slots=True)

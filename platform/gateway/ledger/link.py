@@ -43,6 +43,8 @@ VALUES (%(id)s, %(kind)s, %(host)s, %(pid)s, now(), now())
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), suspected_at = NULL, ended_at = NULL
 RETURNING clock_timestamp()
 """
+# A number for this process's own rows of counters (ledger.heat): free again when the session ends.
+_SHARD = "SELECT n FROM generate_series(1, 63) n WHERE pg_try_advisory_lock(hashtext('ledger_shard'), n) LIMIT 1"
 # A session that we gave up may still have a batch in its buffer, which it would book after we released its holds.
 _FENCE = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -73,6 +75,7 @@ class Link:
         self.process_id = process_id or uuid4()
         self._id = str(self.process_id).encode()
         self._pg: Any = None
+        self.shard = 0  # 0: all numbers are taken
         self._left: int | None = None  # the server's process of the session before this one
 
     @property
@@ -87,6 +90,9 @@ class Link:
                 cursor.execute(_SESSION)
             if self._left is not None:
                 self.execute(_FENCE, {"pid": self._left})
+            with connection.cursor() as cursor:
+                cursor.execute(_SHARD)
+                self.shard = (cursor.fetchone() or [0])[0]
             pg = connection.connection.pgconn
             prepared = pg.prepare(b"ledger_desk", _CALL, [2950, 114, 16, 16])  # uuid, json, bool, bool
             if prepared.status != pq.ExecStatus.COMMAND_OK:

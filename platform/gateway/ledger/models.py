@@ -181,6 +181,9 @@ class Counter(models.Model):
     scope = models.CharField(max_length=6, choices=Scope.choices)
     owner_id = models.BigIntegerField()
     currency = models.CharField(max_length=3)
+    shard = models.SmallIntegerField(
+        default=0, db_default=0
+    )  # of a busy owner each process has a row; the sum counts
     requests = models.BigIntegerField(default=0)
     tokens = models.BigIntegerField(default=0)
     charge = models.DecimalField(max_digits=38, decimal_places=0, default=0)
@@ -189,7 +192,9 @@ class Counter(models.Model):
     last_at = models.DateTimeField(null=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["scope", "owner_id", "currency"], name="counter_unique")]
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "owner_id", "currency", "shard"], name="counter_unique")
+        ]
 
     def __str__(self) -> str:
         return f"{self.scope} {self.owner_id} {self.currency}"

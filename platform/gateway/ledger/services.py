@@ -191,9 +191,7 @@ def _lock(record: UsageRecord) -> None:
     """As the desk locks: what it decides about this tenant and key waits until we are done, and the reverse."""
     owner: list[int | str] = [record.tenant_id, record.key_id, record.charge_currency]
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT ledger_lock_counters(ARRAY[ROW(%s, %s, %s, 0, 0, 0, 0, 0)::ledger_delta], false)", owner
-        )
+        cursor.execute("SELECT ledger_lock_owner(%s, %s, %s)", owner)
 
 
 def _reason(text: str) -> str:

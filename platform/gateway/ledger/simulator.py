@@ -6,31 +6,50 @@ that has passed, are answered from the ledger (`ledger_limit_facts`), which is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import orjson
 from django.db import connection
 
-from gateway.catalogue.pricing import Rates, hold
-from gateway.catalogue.snapshot import ModelFacts, load_catalogue
-from gateway.ledger.decisions import Decision
-from gateway.ledger.explanation import Step, steps_of
-from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for
+from gateway.catalogue.pricing import Rates, format_amount, hold
+from gateway.catalogue.snapshot import Catalogue, ModelFacts, load_catalogue
+from gateway.ledger.decisions import Decision, unpack
+from gateway.ledger.explanation import Step, step_json, steps_of
+from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, units
 from gateway.limits.facts import Rule, load_model_rules, load_rules
 from tenants.facts import Caller, load_callers
 from tenants.models import APIKey
 
 # What its counter says of each claim; a claim without one has no row. Rows of one counter are summed.
 _COUNTERS = """
-SELECT c.rule, sum(l.used), sum(l.held), sum(CASE WHEN c.kind = 'm' THEN ledger_slots_sum(l.slots, l.slot_at,
+SELECT c.rule, sum(l.used), sum(l.held), sum(CASE WHEN c.kind = ascii('m') THEN ledger_slots_sum(l.slots, l.slot_at,
         greatest(l.slot_at, floor(extract(epoch FROM %(now)s::timestamptz))::bigint)) END)
-FROM json_populate_recordset(NULL::ledger_claim, %(claims)s) c
-JOIN limits_limitcounter l ON l.rule_id = c.rule AND l.owner_id = c.owner AND l.window_start = c.starts
+FROM ledger_claim_rows(%(claims)s::bigint[]) c
+JOIN limits_limitcounter l
+    ON l.rule_id = c.rule AND l.owner_id = c.owner AND l.window_start = to_timestamp(c.starts)
 GROUP BY c.rule
 """
 _FACTS = "SELECT COALESCE(sum(used), 0), COALESCE(sum(held), 0) FROM ledger_limit_facts(%s, %s, %s, %s)"
 MINUTE = timedelta(seconds=61)
+MOST_TOKENS = 1_000_000_000
+EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`model` is an id or an alias. The tokens stand for the expected and for the worst case alike."""
+
+    model: str
+    input_tokens: int  # 0 to MOST_TOKENS
+    output_tokens: int
+    at: datetime  # EARLIEST to LATEST
+    now: datetime
+
+    @property
+    def need(self) -> Need:
+        return Need(self.input_tokens, self.output_tokens, self.input_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +58,6 @@ class Simulation:
 
     allowed: bool
     obstacle: str
-    key: APIKey
     model: str
     input_tokens: int
     output_tokens: int
@@ -56,49 +74,72 @@ class Simulation:
         if self.lowered_to is not None:
             return f"Yes, with its completion lowered to {self.lowered_to} tokens."
         if not self.allowed:
-            tight = [step for step in self.steps if step.verdict == "refused"]
-            return "No. It does not fit into " + ", ".join(f"{step.kind} of {step.subject}" for step in tight) + "."
+            return f"No. It does not fit into {_names(step for step in self.steps if step.verdict == 'refused')}."
+        beyond = _names(step for step in self.steps if step.beyond is not None)
+        if beyond:
+            return f"Yes. But if it really uses so many tokens, it uses more than {beyond} allows."
         return "Yes. It fits into every limit." if self.steps else "Yes. No limit watches it."
+
+
+def _names(steps: Any) -> str:
+    return ", ".join(f"{step.kind} of {step.subject}" for step in steps)
 
 
 def simulate(
     *, key: APIKey, model: str, input_tokens: int, output_tokens: int, at: datetime, now: datetime
 ) -> Simulation:
-    """`model` is an id or an alias. The tokens stand for the expected and for the worst case alike."""
+    """For who may see everything; all facts are read anew."""
     caller = load_callers([key.public_id])[key.public_id]
-    facts = load_catalogue().by_name.get(model)
+    rules = (*load_rules(caller.tenant_id, caller.key_id), *load_model_rules())
+    return answer(Question(model, input_tokens, output_tokens, at, now), load_catalogue(), caller, rules)
+
+
+def answer(
+    question: Question, catalogue: Catalogue, caller: Caller, rules: Sequence[Rule], *, hide_shared: bool = False
+) -> Simulation:
+    """On these facts. `hide_shared`: what others used of limits that all share is not in it."""
+    facts = catalogue.by_name.get(question.model)
+    at, need = question.at, question.need
     rates = facts.charge_rates(caller.tenant_id, caller.currency, at) if facts else None
-    obstacle = _obstacle(caller, facts, rates, model, at)
-    if obstacle or facts is None:
-        charge = hold(rates, input_tokens, output_tokens) if rates else None
-        return Simulation(False, obstacle, key, model, input_tokens, output_tokens, at, charge, caller.currency)
-    rules = applicable((*load_rules(caller.tenant_id, caller.key_id), *load_model_rules()), facts.id, caller.currency)
-    need = Need(input_tokens, output_tokens, input_tokens, output_tokens)
-    charge = hold(rates, input_tokens, output_tokens) if rates else None
-    try:
-        claims = claims_for(rules, need=need, rates=rates, zone=caller.zone, now=at)
-    except Unbounded as exc:
-        text = f"A {exc.rule.metric} limit watches it, and {exc.reason}."
-        return Simulation(False, text, key, model, input_tokens, output_tokens, at, None, caller.currency)
-    decisions = _decide(claims, at, now)
-    allowed = all(decision.verdict != "refused" for decision in decisions)
-    lowered = None if allowed else _lowered({rule.id: rule for rule in rules}, decisions, need, rates)
-    return Simulation(
-        allowed=allowed or lowered is not None,
-        obstacle="",
-        key=key,
-        model=facts.public_id,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
+    told = Simulation(
+        allowed=False,
+        obstacle=_obstacle(caller, facts, rates, question),
+        model=facts.public_id if facts else question.model,
+        input_tokens=question.input_tokens,
+        output_tokens=question.output_tokens,
         at=at,
-        charge=charge,
+        charge=hold(rates, question.input_tokens, question.output_tokens) if rates else None,
         currency=caller.currency,
-        steps=steps_of(decisions, caller.zone),
+    )
+    if told.obstacle or facts is None:
+        return told
+    watching = applicable(rules, facts.id, caller.currency)
+    try:
+        claims = claims_for(watching, need=need, rates=rates, zone=caller.zone, now=at)
+    except Unbounded as exc:
+        return replace(told, obstacle=f"A {exc.rule.metric} limit watches it, and {exc.reason}.")
+    decisions = _decide(claims, at, question.now)
+    allowed = all(decision.verdict != "refused" for decision in decisions)
+    lowered = None if allowed else _lowered({rule.id: rule for rule in watching}, decisions, need, rates)
+    wanted = {rule.id: units(rule, question.input_tokens, question.output_tokens, rates) for rule in watching}
+    steps = steps_of(decisions, caller.zone, hide_shared=hide_shared)
+    return replace(
+        told,
+        allowed=allowed or lowered is not None,
+        steps=tuple(_honest(step, wanted[step.decision.rule_id]) for step in steps),
         lowered_to=lowered,
     )
 
 
-def _obstacle(caller: Caller, facts: ModelFacts | None, rates: Rates | None, model: str, at: datetime) -> str:
+def _honest(step: Step, wanted: int) -> Step:
+    """A guessed hold is never larger than the limit; what was asked about may be."""
+    decision = step.decision
+    beyond = wanted if decision.enforce and decision.fits and decision.ask < wanted else None
+    return replace(step, beyond=beyond)
+
+
+def _obstacle(caller: Caller, facts: ModelFacts | None, rates: Rates | None, question: Question) -> str:
+    model, at = question.model, question.at
     if not caller.key_active or (caller.key_expires_at is not None and caller.key_expires_at <= at):
         return "The key is revoked or will have expired."
     if caller.tenant_status != "active":
@@ -109,6 +150,9 @@ def _obstacle(caller: Caller, facts: ModelFacts | None, rates: Rates | None, mod
         return f"The model {model} has no enabled deployment."
     if rates is None and facts.refuse_unpriced:
         return f"The model {model} has no price in {caller.currency} at that time."
+    most = facts.max_output_tokens
+    if most is not None and question.output_tokens > most:
+        return f"The model {model} gives at most {most} completion tokens."
     return ""
 
 
@@ -117,34 +161,24 @@ def _decide(claims: list[Claim], at: datetime, now: datetime) -> list[Decision]:
     taken: dict[int, tuple[int, int]] = {}
     with connection.cursor() as cursor:
         if at >= now:
-            text = orjson.dumps(claims).decode()
-            cursor.execute(_COUNTERS, {"claims": text, "now": at})
+            rows = [[*claim._replace(ask=0), 0] for claim in claims]
+            cursor.execute(_COUNTERS, {"claims": rows, "now": at})
             for rule, used, held, minute in cursor.fetchall():
                 taken[rule] = (int(minute), 0) if minute is not None else (int(used), int(held))
         for claim in claims:
-            if claim["rule"] not in taken:
+            if claim.rule not in taken:
+                kind = chr(claim.kind)
+                starts, ends = _instant(claim.starts), _instant(claim.ends) if claim.ends >= 0 else None
                 # What runs now is in flight whenever it is asked; what started since is not in a past window.
-                ends = at if at < now and claim["kind"] != "f" else claim["ends"]
-                starts = at - MINUTE if claim["kind"] == "m" else claim["starts"]
-                cursor.execute(_FACTS, [claim["rule"], claim["owner"], starts, ends])
+                until = at if at < now and kind != "f" else ends
+                cursor.execute(_FACTS, [claim.rule, claim.owner, at - MINUTE if kind == "m" else starts, until])
                 used, held = (int(value) for value in cursor.fetchone())
-                taken[claim["rule"]] = _as_kind(claim["kind"], used, held)
-    return [
-        Decision(
-            rule_id=claim["rule"],
-            owner_id=claim["owner"],
-            kind=claim["kind"],
-            measure=claim["measure"],
-            enforce=claim["enforce"],
-            starts=claim["starts"],
-            ends=claim["ends"],
-            amount=claim["amount"],
-            ask=claim["ask"],
-            used=taken[claim["rule"]][0],
-            held=taken[claim["rule"]][1],
-        )
-        for claim in claims
-    ]
+                taken[claim.rule] = _as_kind(kind, used, held)
+    return unpack([*claim[:9], *taken[claim.rule]] for claim in claims)
+
+
+def _instant(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _as_kind(kind: str, used: int, held: int) -> tuple[int, int]:
@@ -164,3 +198,20 @@ def _lowered(rules: dict[int, Rule], decisions: list[Decision], need: Need, rate
         if cap < max(1, rule.floor):
             return None
     return cap if cap < need.output_expected else None
+
+
+def as_json(told: Simulation) -> dict[str, Any]:
+    """For the tenant's endpoint, in the form of explanations."""
+    return {
+        "object": "limit.simulation",
+        "allowed": told.allowed,
+        "summary": told.sentence,
+        "model": told.model,
+        "input_tokens": told.input_tokens,
+        "output_tokens": told.output_tokens,
+        "max_tokens": told.lowered_to,
+        "at": told.at.astimezone(UTC).isoformat(),
+        "currency": told.currency,
+        "held": None if told.charge is None else format_amount(told.charge, 2),
+        "limits": [step_json(step) for step in told.steps],
+    }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.errors import GatewayError, InternalError, Unavailable
+from gateway.ledger.heat import Heat
 from gateway.ledger.items import Item
 from gateway.ledger.link import BatchRefused, Link, LinkLost, RowLocked
 from gateway.ledger.mailbox import Mailbox
@@ -61,6 +62,7 @@ class Writer(threading.Thread):
         super().__init__(name="counterfoil-desk", daemon=True)
         self.queue: Mailbox[Ticket] = Mailbox()
         self.link = link or Link()
+        self.heat = Heat()
         self.down = False
         self.batches = self.items = 0
         self._deliver = deliver
@@ -157,6 +159,7 @@ class Writer(threading.Thread):
         if self.down:
             log.warning("The database is back; %d settlements to write", len(self._backlog))
         self.down = False
+        self.heat.shard = self.link.shard
         self._next_beat = time.monotonic() + BEAT_SECONDS
         return True
 
@@ -250,11 +253,16 @@ class Writer(threading.Thread):
         self.batches += 1
         self.items += len(batch)
         verdicts = {row[0]: row for row in rows}
+        if (waits := verdicts.pop("", None)) is not None:
+            self.heat.waited(waits[2])
         done: list[tuple[Ticket, Outcome]] = []
         for ticket in batch:
             row = verdicts[ticket.request_id]
             if row[1] == "blocked":
                 self._park([ticket])
+            elif row[1] == "again":  # the share of this process does not do: decided on all rows, in the next batch
+                ticket.item["whole"] = True
+                self.queue.put(ticket)
             else:
                 done.append((ticket, row))
         if done:

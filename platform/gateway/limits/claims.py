@@ -1,25 +1,36 @@
-"""From rules to claims: what a request asks of which window. Pure; the desk's SQL decides (ledger migrations).
-
-A claim is a dict for `ledger_claim`: {rule, owner, starts, ends, kind, measure, amount, ask, enforce}.
-"""
+"""From rules to claims: what a request asks of which window. Pure; the desk's SQL decides (ledger migrations)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from gateway.catalogue.pricing import Rates, hold
 from gateway.limits.facts import Rule
 
-Claim = dict[str, Any]
 REASONS = {
     "input": "it has parts whose tokens cannot be bounded beforehand",
     "output": "its output has no bound",
     "price": "it has no price",
 }
+
+
+class Claim(NamedTuple):
+    """What a request asks of one limit, in numbers: a row of `ledger_item.claims` (ledger migrations, 0009)."""
+
+    rule: int
+    owner: int
+    kind: int  # of Rule.kind and measure the ascii codes
+    measure: int
+    enforce: int
+    starts: int  # epoch seconds
+    ends: int  # -1: never
+    amount: int
+    ask: int
+    everybody: int  # 1: a model's own limit, whose row all tenants share
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class Unbounded(Exception):
 
     rule: Rule
     lacks: str  # input | output | price
+    need: Need
 
     @property
     def reason(self) -> str:
@@ -69,50 +81,53 @@ def claims_for(
 
 
 def _claim(rule: Rule, need: Need, rates: Rates | None, zone: ZoneInfo, now: datetime) -> Claim:
-    claim = empty_claim(rule, zone, now)
-    claim["ask"] = _ask(rule, claim["amount"], need, rates)
-    return claim
+    amount = rule.amount_at(now)
+    return make_claim(rule, zone, now, amount, _ask(rule, amount, need, rates))
 
 
-def empty_claim(rule: Rule, zone: ZoneInfo, now: datetime) -> Claim:
-    """Which window, at which amount; it asks for nothing."""
+def make_claim(rule: Rule, zone: ZoneInfo, now: datetime, amount: int, ask: int = 0) -> Claim:
+    """Which window, at which amount."""
     window = rule.window_at(now, zone)
-    return {
-        "rule": rule.id,
-        "owner": rule.owner_id,
-        "starts": window.start,
-        "ends": window.end,
-        "kind": rule.kind,
-        "measure": rule.measure,
-        "amount": rule.amount_at(now),
-        "ask": 0,
-        "enforce": rule.mode == "enforce",
-    }
+    return Claim(
+        rule.id,
+        rule.owner_id,
+        ord(rule.kind),
+        ord(rule.measure),
+        int(rule.mode == "enforce"),
+        window.starts,
+        window.ends,
+        amount,
+        ask,
+        int(rule.shared),
+    )
 
 
 def _ask(rule: Rule, amount: int, need: Need, rates: Rates | None) -> int:
-    if rule.measure in ("q", "f"):
+    if rule.measure in "qf":
         return 1
     tokens = need.tokens(hard=rule.hold == "hard")
     if rule.mode != "enforce":  # it refuses nobody: what it cannot know is booked at settlement
         tokens = tokens or need.tokens(hard=False)
     if tokens is None:
-        raise Unbounded(rule, "input" if need.input_worst is None else "output")
+        raise Unbounded(rule, "input" if need.input_worst is None else "output", need)
     if rates is None and rule.measure == "s":
         if rule.mode == "enforce":
-            raise Unbounded(rule, "price")
+            raise Unbounded(rule, "price", need)
         return 0
-    ask = _units(rule, *tokens, rates)
+    ask = units(rule, *tokens, rates)
     if rule.hold == "hard" or rule.on_shortage == "fit":
         return ask
     # A guess of the output may be too high: by itself it must not exceed a limit that the true use may fit into.
-    return min(ask, max(amount, _units(rule, tokens[0], min(1, tokens[1]), rates)))
+    return min(ask, max(amount, units(rule, tokens[0], min(1, tokens[1]), rates)))
 
 
-def _units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+def units(rule: Rule, input_tokens: int, output_tokens: int, rates: Rates | None) -> int:
+    """So many tokens as the limit counts them; of spend: what would be held."""
     if rule.measure == "s":
         return hold(rates, input_tokens, output_tokens) if rates is not None else 0
-    return {"i": input_tokens, "o": output_tokens, "b": input_tokens + output_tokens}[rule.measure]
+    if rule.measure in "qf":
+        return 1
+    return (rule.measure != "o") * input_tokens + (rule.measure != "i") * output_tokens
 
 
 def affordable_output(rule: Rule, available: int, *, need: Need, rates: Rates | None, choices: int) -> int:

@@ -99,8 +99,13 @@ def _letter(warning: LimitWarning) -> tuple[str, str]:
         f" per {limit['per'].replace('_', ' ')}" if limit.get("per") else ""
     )
     unit = f" {limit['currency']}" if limit.get("currency") else ""
+    whose = limit.get("subject", "")
+    head, subject = f"{warning.threshold} % of a limit is used", f"{warning.threshold} % of {what} used: {whose}"
+    if warning.refusing:
+        head = "A limit refuses requests, since what is left is too little for them"
+        subject = f"{what} refuses requests: {whose}".capitalize()
     lines = [
-        f"{warning.threshold} % of a limit is used: {what} of {limit.get('subject', '')}.",
+        f"{head}: {what} of {whose}.",
         "",
         f"Limit: {shown(warning, warning.amount)}{unit}",
         f"Used: {shown(warning, warning.used)}{unit}",
@@ -112,4 +117,4 @@ def _letter(warning: LimitWarning) -> tuple[str, str]:
         if limit.get("mode") == "observe"
         else "Requests that do not fit into what is left are refused.",
     ]
-    return f"{warning.threshold} % of {what} used: {limit.get('subject', '')}", "\n".join(lines)
+    return subject, "\n".join(lines)

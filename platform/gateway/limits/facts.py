@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -36,17 +36,14 @@ class Rule:
     on_shortage: str
     floor: int
     fiscal_day: int
+    kind: str = field(init=False)  # how its row counts: c(alendar), m(inute), in f(light)
+    measure: str = field(init=False)  # q(uantity), i(nput), o(utput), b(oth), s(pend), in f(light)
 
-    @property
-    def kind(self) -> str:
-        """How its row counts: c(alendar), m(inute), in f(light)."""
-        return "f" if self.metric == "in_flight" else "m" if self.per == "minute" else "c"
-
-    @property
-    def measure(self) -> str:
-        if self.metric == "tokens":
-            return {"input": "i", "output": "o", "both": "b"}[self.tokens]
-        return {"requests": "q", "spend": "s", "in_flight": "f"}[self.metric]
+    def __post_init__(self) -> None:
+        kind = "f" if self.metric == "in_flight" else "m" if self.per == "minute" else "c"
+        measures = {"requests": "q", "spend": "s", "in_flight": "f", "tokens": self.tokens[:1]}
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "measure", measures[self.metric])
 
     @property
     def guesses(self) -> bool:
@@ -69,6 +66,8 @@ class Rule:
 
     def amount_at(self, now: datetime) -> int:
         """What is allowed now: the raised amount until its end, and credit that has not expired."""
+        if self.raised_until is None and not self.credits:
+            return self.amount
         raised = self.raised_amount is not None and self.raised_until is not None and now < self.raised_until
         base = self.raised_amount if raised and self.raised_amount is not None else self.amount
         return base + sum(amount for amount, end in self.credits if end is None or now < end)

@@ -199,9 +199,14 @@ class Credit(models.Model):
     def __str__(self) -> str:
         return f"credit {self.pk} of rule {self.rule_id}"
 
+    def clean(self) -> None:
+        """The database refuses the same (`credit_has_one_account`)."""
+        if self._state.adding and self.rule_id is not None and (problem := sense.credit_problem(self.rule)):
+            raise ValidationError({"rule": problem})
+
 
 class LimitCounter(models.Model):
-    """What one owner has used of one rule in one window. Written by the desk's SQL alone (ledger migrations)."""
+    """What one owner has used of one rule in one window: the sum of its rows. The desk's SQL alone writes them."""
 
     rule_id = models.BigIntegerField()
     owner_id = models.BigIntegerField(default=0)  # the tenant, for a plan's rule; else 0
@@ -211,10 +216,19 @@ class LimitCounter(models.Model):
     held = models.DecimalField(max_digits=38, decimal_places=0, default=0)
     slots = ArrayField(models.BigIntegerField(), null=True)  # per minute: 61 seconds, slot = epoch second % 61
     slot_at = models.BigIntegerField(null=True)  # the newest second in slots
+    live = models.BigIntegerField(null=True)  # the sum of slots; None: not known
+    # Where many processes want the row at once each has one of its own: the sum of all is what was used.
+    shard = models.SmallIntegerField(default=0, db_default=0)  # the process's number; 0: the first row
+    share = models.DecimalField(max_digits=38, decimal_places=0, null=True)  # may be taken here; None: all there is
+    share_of = models.BigIntegerField(null=True)  # the limit's amount when it was shared out
+    moved_at = models.BigIntegerField(null=True)  # epoch second of the last change
+    stepped_to = models.BigIntegerField(null=True)  # the clock was put back from here: until then seconds repeat
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["rule_id", "owner_id", "window_start"], name="limitcounter_unique")
+            models.UniqueConstraint(
+                fields=["rule_id", "owner_id", "window_start", "shard"], name="limitcounter_unique"
+            )
         ]
 
     def __str__(self) -> str:

@@ -98,6 +98,11 @@ class LimitWarning(models.Model):
     def __str__(self) -> str:
         return f"{self.threshold} % of {self.limit.get('subject', '')} {self.limit.get('metric', '')}"
 
+    @property
+    def refusing(self) -> bool:
+        """Something is left, and too little for what clients send: that counts as 100 per cent."""
+        return self.threshold == 100 and self.used + self.held < self.amount
+
 
 class Delivery(models.Model):
     """One notice of one warning to one address: tried until it is taken, at most `delivery.ATTEMPTS` times."""
@@ -147,6 +152,7 @@ def event(warning: LimitWarning) -> dict[str, Any]:
             "tenant": warning.tenant.slug if warning.tenant is not None else None,
             "limit": {"id": warning.rule_id, **warning.limit},
             "threshold": warning.threshold,
+            "refusing": warning.refusing,
             "amount": shown(warning, warning.amount),
             "used": shown(warning, warning.used),
             "held": shown(warning, warning.held),

@@ -1,7 +1,8 @@
 """Refusals that are kept, so that anybody can be told why: compact, a few a second per key, bounded.
 
-The desk's SQL writes them in the batch that refuses (`ledger_keep_refusals`). What a flood repeats is counted in
-`stands_for` of the next one that is kept.
+The desk's SQL writes them in the batch that refuses (`ledger_keep_refusals`), and those that were refused before any
+counter was looked at in the batch that confirms them (`ledger_keep_early_refusals`). What a flood repeats is counted
+in `stands_for` of the next one that is kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ KEYS = 10_000  # in memory
 KEPT_PER_KEY = 1_000
 KEPT_DAYS = 30
 TIDIED_AT_ONCE = 5_000  # rows in one transaction
+NO_RULE = 0
+
+# Why no counter was looked at. Of what a limit lacked to decide (`claims.Unbounded.lacks`):
+LACKS = {"input": "unbounded_input", "output": "unbounded_output", "price": "no_price"}
+# and of refusals beside limits, by the code of the answer:
+BESIDE_LIMITS = {
+    "model_not_found": "there is no such model, or the key may not call it",
+    "model_not_priced": "the model had no price in the tenant's currency",
+    "invalid_value": "it asked for more completion tokens than the model has",
+    "unavailable": "the model had no deployment that could serve it",
+}
 
 
 class RefusalQuerySet(models.QuerySet["Refusal"]):
@@ -29,13 +41,17 @@ class RefusalQuerySet(models.QuerySet["Refusal"]):
 
 
 class Refusal(models.Model):
-    """A request that a limit refused, with what it was decided on (`ledger.decisions` reads `decided`)."""
+    """A request that was refused, with what it was decided on (`ledger.decisions` reads `decided`).
+
+    With a `reason` no counter was looked at: `decided` names the limit that lacked something, if it was a limit.
+    """
 
     request_id = models.UUIDField(primary_key=True)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+", db_constraint=False, db_index=False)
     key = models.ForeignKey(APIKey, models.PROTECT, related_name="+", db_constraint=False, db_index=False)
     model = models.CharField(max_length=200)  # public id
-    rule_id = models.BigIntegerField()  # the limit that the client was told of
+    rule_id = models.BigIntegerField()  # the limit that the client was told of; NO_RULE: none refused it
+    reason = models.CharField(max_length=32, blank=True, default="", db_default="")
     at = models.DateTimeField()
     input_tokens = models.BigIntegerField()  # estimates
     output_tokens = models.BigIntegerField()
@@ -51,6 +67,7 @@ class Refusal(models.Model):
             models.Index(fields=["tenant", "request_id"], name="refusal_tenant"),
             models.Index(fields=["key", "request_id"], name="refusal_key"),
             models.Index(fields=["at"], name="refusal_at"),
+            models.Index(fields=["rule_id", "tenant", "at"], name="refusal_rule"),  # limits.warnings
         ]
 
     def __str__(self) -> str:

@@ -52,9 +52,21 @@ def problems(rule: Any) -> dict[str, str]:
     return found
 
 
+def credit_problem(rule: Any) -> str:
+    """Why a limit takes no top-up; empty: it does. What of a credit is unused when it expires is of one account."""
+    if rule.metric != "spend" or rule.per != "total":
+        return "Credit tops up a limit of spend in total. Choose or add such a limit."
+    if rule.plan_id is not None:
+        return (
+            "A plan's limit is counted for each of its tenants, and a credit is one tenant's. Give the tenant a "
+            "limit of spend in total of its own, which takes the place of its plan's, and top that up."
+        )
+    return ""
+
+
 def _currency(rule: Any) -> dict[str, str]:
     owner = rule.tenant or (rule.key.tenant if rule.key else None)
-    if owner is not None and rule.currency != owner.currency:
+    if owner is not None and rule.currency != owner.currency and rule.enabled:
         return {"currency": f"{owner} is charged in {owner.currency}: a limit in {rule.currency} would never count."}
     if not rule.currency:
         return {"currency": "Say in which currency: this limit is not of one tenant."}

@@ -10,31 +10,34 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import orjson
 from django.db import connection
 
-from gateway.limits.claims import empty_claim
+from gateway.limits.claims import make_claim
 from gateway.limits.facts import Rule
 from gateway.limits.rate_headers import Standing
 
+# A window may have several rows (ledger migrations, 0010): their sum counts.
 _READ = """
 WITH clock AS (SELECT i, floor(extract(epoch FROM i))::bigint AS at FROM clock_timestamp() i),
 windows AS (
-    SELECT c.rule, c.kind, c.ends, COALESCE(l.used, t.used) AS used, COALESCE(l.held, t.held) AS held,
-        COALESCE(l.slots, t.slots) AS slots, COALESCE(l.slot_at, clock.at) AS slot_at, clock.i, clock.at
-    FROM clock, jsonb_populate_recordset(NULL::ledger_claim, %s::jsonb) c
-    LEFT JOIN limits_limitcounter l
-        ON l.rule_id = c.rule AND l.owner_id = c.owner AND l.window_start = c.starts
-    LEFT JOIN LATERAL ledger_limit_truth(c.rule, c.owner, c.starts, c.ends, c.kind, clock.at) t ON l.id IS NULL
-), taken AS (
-    SELECT *, CASE WHEN kind = 'm' THEN ledger_slots_sum(slots, slot_at, greatest(slot_at, at)) ELSE used + held END
-        AS taken
-    FROM windows
+    SELECT c.rule, c.owner, c.kind = ascii('m') AS minute,
+        CASE WHEN c.ends >= 0 THEN to_timestamp(c.ends) END AS ends, COALESCE(l.used, t.used) AS used,
+        COALESCE(l.held, t.held) AS held,
+        COALESCE(l.live, ledger_slots_sum(t.slots, clock.at, clock.at)) AS live, clock.i
+    FROM clock, ledger_claim_rows(%s::bigint[]) c
+    LEFT JOIN LATERAL (
+        SELECT sum(k.used) AS used, sum(k.held) AS held, sum(ledger_slots_live(k.slots, k.slot_at, k.live,
+            greatest(k.slot_at, floor(extract(epoch FROM clock_timestamp()))::bigint))) AS live, count(*) AS rows
+        FROM limits_limitcounter k
+        WHERE k.rule_id = c.rule AND k.owner_id = c.owner AND k.window_start = to_timestamp(c.starts)) l ON true
+    LEFT JOIN LATERAL ledger_limit_truth(c.rule, c.owner, to_timestamp(c.starts),
+        CASE WHEN c.ends >= 0 THEN to_timestamp(c.ends) END, chr(c.kind::integer),
+        floor(extract(epoch FROM clock_timestamp()))::bigint) t ON l.rows = 0
 )
-SELECT rule, i, CASE WHEN kind = 'm' THEN taken ELSE used END, held, taken,
-    CASE WHEN kind = 'm' THEN ledger_slots_wait(slots, slot_at, nullif(taken, 0), i)
+SELECT rule, i, CASE WHEN minute THEN live ELSE used END, held, CASE WHEN minute THEN live ELSE used + held END,
+    CASE WHEN minute THEN ledger_minute_wait(rule, owner, nullif(live, 0), live, i)
         ELSE ceil(extract(epoch FROM ends - i) * 1000) END
-FROM taken
+FROM windows
 """
 
 
@@ -62,9 +65,9 @@ class Window:
 def read_windows(rules: Sequence[Rule], zone: ZoneInfo) -> list[Window]:
     """In the rules' order. One query."""
     now = datetime.now(UTC)
-    claims = [empty_claim(rule, zone, now) for rule in rules]
+    claims = [[*make_claim(rule, zone, now, rule.amount_at(now)), 0] for rule in rules]
     with connection.cursor() as cursor:
-        cursor.execute(_READ, [orjson.dumps(claims).decode()])
+        cursor.execute(_READ, [claims])
         rows = {row[0]: row[1:] for row in cursor.fetchall()}
     return [_window(rule, now, *rows[rule.id]) for rule in rules if rule.id in rows]
 

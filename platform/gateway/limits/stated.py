@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import yaml
-from django.db.models import ProtectedError
 
 from gateway.catalogue.apply import scalars
 from gateway.catalogue.apply.document import Problem
@@ -21,8 +20,8 @@ from gateway.catalogue.apply.statements import Entry, Kind
 from gateway.catalogue.apply.writer import Writer
 from gateway.catalogue.models import Model
 from gateway.catalogue.pricing import parse_amount
-from gateway.limits.models import LimitRule, Plan, PlanMembership, default_thresholds
-from gateway.limits.wording import kind_of, quantity
+from gateway.limits.models import LimitRule, Plan, PlanMembership
+from gateway.limits.stated_rules import retire, write_limits
 from tenants.models import APIKey, Tenant
 
 TAG = "tag:yaml.org,2002:"
@@ -96,9 +95,6 @@ READS: dict[str, Read] = {
     "enabled": scalars.truth,
     "raise": temporary,
 }
-USUAL: dict[str, Any] = {"mode": "enforce", "hold": "expected", "on_shortage": "refuse", "floor": 16}
-USUAL |= {"fiscal_day": 1, "enabled": True}
-IDENTITY = ("model_id", "metric", "per", "tokens", "currency")
 
 
 class LimitStatements:
@@ -122,26 +118,37 @@ class LimitStatements:
             ),
         }
 
+    def prepare(self, writer: Writer, stated: Mapping[str, list[Entry]]) -> None:
+        """A tenant whose currency changes takes its limits of spend along, if the file states them."""
+        for entry in stated.get("tenants", ()):
+            tenant = Tenant.objects.filter(slug=entry.values["slug"]).first()
+            if tenant is None or entry.values.get("currency", tenant.currency) == tenant.currency:
+                continue
+            retire(writer, entry, f"tenant {tenant.slug}", tenant.currency, tenant=tenant)
+            for item in entry.lists.get("keys", ()):
+                for key in _keys(item, tenant):
+                    retire(writer, item, f"key {key.name} of {tenant.slug}", tenant.currency, key=key)
+
     def write(self, writer: Writer, stated: Mapping[str, list[Entry]]) -> None:
         for entry in stated.get("plans", ()):
             plan = writer.thing(Plan, entry, "slug", "plan", {"name": entry.values["slug"]})
             if plan is not None:
-                _limits(writer, entry, f"plan {plan.slug}", plan=plan)
+                write_limits(writer, entry, f"plan {plan.slug}", plan=plan)
         for entry in stated.get("models", ()):
             model = Model.objects.filter(public_id=entry.values["id"]).first()
             if model is not None:
-                _limits(writer, entry, f"model {model.public_id}", model=model)
+                write_limits(writer, entry, f"model {model.public_id}", model=model)
         for entry in stated.get("tenants", ()):
             tenant = Tenant.objects.filter(slug=entry.values["slug"]).first()
             if tenant is None:
                 continue  # it was refused, for which there is a problem already
             if "plan" in entry.extras:
                 _plan(writer, entry, tenant)
-            _limits(writer, entry, f"tenant {tenant.slug}", tenant=tenant)
+            write_limits(writer, entry, f"tenant {tenant.slug}", tenant=tenant)
             for item in entry.lists.get("keys", ()):
                 key = _key(writer, item, tenant)
                 if key is not None:
-                    _limits(writer, item, f"key {key.name} of {tenant.slug}", key=key)
+                    write_limits(writer, item, f"key {key.name} of {tenant.slug}", key=key)
 
 
 def _plan(writer: Writer, entry: Entry, tenant: Tenant) -> None:
@@ -166,10 +173,7 @@ def _plan(writer: Writer, entry: Entry, tenant: Tenant) -> None:
 
 
 def _key(writer: Writer, entry: Entry, tenant: Tenant) -> APIKey | None:
-    """By name within its tenant; where several live keys have that name, by public id too."""
-    name, public_id = entry.values["name"], entry.values.get("id")
-    keys = APIKey.objects.for_tenant(tenant).filter(name=name)
-    found = list(keys.filter(public_id=public_id) if public_id else keys.filter(status=APIKey.Status.ACTIVE))
+    name, found = entry.values["name"], _keys(entry, tenant)
     if len(found) == 1:
         return found[0]
     if found:
@@ -181,106 +185,8 @@ def _key(writer: Writer, entry: Entry, tenant: Tenant) -> APIKey | None:
     return None
 
 
-def _limits(writer: Writer, entry: Entry, whose: str, **subject: Any) -> None:
-    if "limits" not in entry.lists:
-        return
-    whole = {"plan": None, "tenant": None, "key": None, **subject}
-    rules = LimitRule.objects.select_related("plan", "tenant", "key__tenant", "model")
-    stored = {_identity(rule): rule for rule in rules.filter(**whole)}
-    seen: dict[tuple[Any, ...], int] = {}
-    for item in entry.lists["limits"]:
-        wanted = _wanted(writer, item, subject)
-        if wanted is None:
-            continue
-        identity = _identity(wanted)
-        if identity in seen:
-            text = f"This limit is stated already, on line {seen[identity]}."
-            writer.problems.append(Problem(item.line, text))
-            continue
-        seen[identity] = item.line
-        _write(writer, item, whose, stored.pop(identity, None), wanted)
-    for rule in stored.values():
-        _remove(writer, entry, whose, rule)
-
-
-def _wanted(writer: Writer, item: Entry, subject: Mapping[str, Any]) -> LimitRule | None:
-    """The limit as it is stated, tidied, not yet checked; None: it names a model that is not there."""
-    values = {**USUAL, "thresholds": default_thresholds(), **item.values}
-    values.pop("raise", None)
-    if "model" in values:
-        model = Model.objects.filter(public_id=values["model"]).first()
-        if model is None:
-            text = f"model: There is no model {values['model']!r}, neither here nor stored."
-            writer.problems.append(Problem(item.lines["model"], text))
-            return None
-        values["model"] = model
-    spend = values["metric"] == LimitRule.Metric.SPEND
-    money = [("amount", values["amount"])]
-    if item.values.get("raise"):
-        money.append(("raise", item.values["raise"][0]))
-    for name, value in money:
-        if spend and not value.quoted:
-            text = f'{name}: Amounts of spend are quoted, such as "{int(value)}.00".'
-        elif not spend and value.quoted:
-            text = f"{name}: A limit of {values['metric']} is a whole number, without quotes."
-        else:
-            continue
-        writer.problems.append(Problem(item.lines[name], text))
-        return None
-    values["amount"] = int(values["amount"])
-    rule = LimitRule(**subject, **values)
-    if rule.metric == "in_flight" and "per" in item.values:
-        writer.problems.append(Problem(item.lines["per"], "per: Requests in flight have no window: leave it out."))
-        return None
-    rule.tidy()
-    return rule
-
-
-def _identity(rule: LimitRule) -> tuple[Any, ...]:
-    return tuple(getattr(rule, name) for name in IDENTITY)
-
-
-def _write(writer: Writer, item: Entry, whose: str, stored: LimitRule | None, wanted: LimitRule) -> None:
-    thing = _thing(whose, wanted)
-    fields = ["amount", *USUAL, "thresholds"]
-    if "raise" in item.values:
-        raised = item.values["raise"]
-        wanted.raised_amount, wanted.raised_until = (int(raised[0]), raised[1]) if raised else (None, None)
-        fields += ["raised_amount", "raised_until"]
-    rule = stored or wanted
-    changed = {
-        name: (_shown(rule, name), _shown(wanted, name))
-        for name in fields
-        if stored is not None and getattr(stored, name) != getattr(wanted, name)
-    }
-    for name in fields:
-        setattr(rule, name, getattr(wanted, name))
-    if (stored is None or changed) and not writer.save(rule, item):
-        return
-    if stored is None:
-        told = ["amount", *(name for name in item.values if name in fields and name != "amount"), *fields[8:]]
-        writer.report.created(thing, {name: _shown(rule, name) for name in told})
-    else:
-        writer.report.compared(thing, changed)
-
-
-def _remove(writer: Writer, entry: Entry, whose: str, rule: LimitRule) -> None:
-    thing = _thing(whose, rule)
-    rule._change_reason = writer.reason  # type: ignore[attr-defined]
-    try:
-        rule.delete()
-    except ProtectedError:
-        text = f"limits: The {thing} has credit, so it cannot be removed. Keep it in the list with enabled: false."
-        writer.problems.append(Problem(entry.lines["limits"], text))
-        return
-    writer.report.removed(thing)
-
-
-def _thing(whose: str, rule: LimitRule) -> str:
-    model = f", model {rule.model.public_id}" if rule.model and not whose.startswith("model ") else ""
-    return f"limit of {whose}{model}: {kind_of(rule)}" + (f" in {rule.currency}" if rule.currency else "")
-
-
-def _shown(rule: LimitRule, name: str) -> Any:
-    value = getattr(rule, name)
-    return quantity(rule, value) if name in ("amount", "raised_amount") and value is not None else value
+def _keys(entry: Entry, tenant: Tenant) -> list[APIKey]:
+    """By name within its tenant; where several live keys have that name, by public id too."""
+    public_id = entry.values.get("id")
+    keys = APIKey.objects.for_tenant(tenant).filter(name=entry.values["name"])
+    return list(keys.filter(public_id=public_id) if public_id else keys.filter(status=APIKey.Status.ACTIVE))

@@ -56,7 +56,8 @@ def _dead(own: list[LimitRule], new: Tenant) -> str:
     names = ", ".join(f"{kind_of(rule)} of {rule.subject}" for rule in own[:3]) + (" and more" if own[3:] else "")
     return (
         f"Limits in {own[0].currency} would never count again: {names}. Disable or remove them first, then change "
-        f"the currency, then set them in {new.currency}."
+        f"the currency, then set them in {new.currency}. In a file: state the new currency and, beside it, the whole "
+        "list of limits of the tenant and of these keys; limits with credit are disabled in a run before."
     )
 
 

@@ -16,7 +16,9 @@ from gateway.limits.models import LimitRule
 from gateway.limits.notices import Delivery, LimitWarning, WebhookEndpoint
 
 # The amount as limits.facts.Rule.amount_at has it. At 100 per cent what running requests hold counts too: then
-# nothing more is admitted.
+# nothing more is admitted. Nor is it when a remainder is too small for what clients send: a request that was refused
+# in this window, and that the limit itself could hold, would still be refused. More than half must be taken, or one
+# large request would use up the window's warning.
 _LOOK = """
 WITH state AS (
     SELECT l.rule_id, l.owner_id, l.kind, l.window_start, l.window_end, sum(l.held) AS held,
@@ -30,7 +32,7 @@ WITH state AS (
     SELECT s.rule_id, s.owner_id, COALESCE(r.tenant_id, k.tenant_id, NULLIF(s.owner_id, 0)) AS tenant_id, s.kind,
         CASE s.kind WHEN 'c' THEN s.window_start ELSE date_trunc('day', now(), 'UTC') END AS starts,
         CASE s.kind WHEN 'c' THEN s.window_end ELSE date_trunc('day', now(), 'UTC') + interval '1 day' END AS ends,
-        s.used, CASE s.kind WHEN 'c' THEN s.held ELSE 0 END AS held, r.thresholds,
+        s.used, CASE s.kind WHEN 'c' THEN s.held ELSE 0 END AS held, r.thresholds, r.mode,
         CASE WHEN r.raised_until > now() THEN r.raised_amount ELSE r.amount END + COALESCE((
             SELECT sum(c.amount - c.expired_amount) FROM limits_credit c WHERE c.rule_id = r.id
             AND (c.closed_at IS NOT NULL OR c.expires_at IS NULL OR c.expires_at > now())), 0) AS amount
@@ -40,7 +42,14 @@ INSERT INTO limits_limitwarning (rule_id, owner_id, tenant_id, window_start, win
     used, held, created_at)
 SELECT m.rule_id, m.owner_id, m.tenant_id, m.starts, m.ends, t, '{}', m.amount, m.used, m.held, now()
 FROM measured m, unnest(m.thresholds) AS t
-WHERE m.amount > 0 AND (m.used * 100 >= t * m.amount OR (t = 100 AND m.kind = 'c' AND m.used + m.held >= m.amount))
+WHERE m.amount > 0 AND (m.used * 100 >= t * m.amount OR (t = 100 AND m.kind = 'c' AND (
+        m.used + m.held >= m.amount
+        OR m.mode = 'enforce' AND (m.used + m.held) * 2 >= m.amount AND EXISTS (
+            SELECT FROM limits_refusal f, generate_series(1, array_length(f.decided, 1)) AS n
+            WHERE f.rule_id = m.rule_id AND f.at >= m.starts AND f.reason = '' AND f.lowered_to IS NULL
+                AND f.tenant_id BETWEEN m.owner_id AND COALESCE(nullif(m.owner_id, 0), 9223372036854775807)
+                AND f.decided[n][1] = m.rule_id AND f.decided[n][9] <= m.amount
+                AND m.used + m.held + f.decided[n][9] > m.amount))))
     AND NOT EXISTS (SELECT FROM limits_limitwarning w WHERE w.rule_id = m.rule_id AND w.owner_id = m.owner_id
         AND w.window_start = m.starts AND w.threshold = t)
 ORDER BY 1, 2, 4, 6

@@ -7,7 +7,7 @@ calendar window and has one row for ever too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -18,15 +18,33 @@ EVER = datetime(1970, 1, 1, tzinfo=UTC)
 class Window:
     start: datetime  # UTC, inclusive
     end: datetime | None  # UTC, exclusive; None: for ever
+    starts: int = field(init=False, compare=False)  # epoch seconds
+    ends: int = field(init=False, compare=False)  # -1: for ever
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", int(self.start.timestamp()))
+        object.__setattr__(self, "ends", -1 if self.end is None else int(self.end.timestamp()))
 
     def holds(self, now: datetime) -> bool:
         return self.start <= now and (self.end is None or now < self.end)
 
 
+FOREVER = Window(EVER, None)
+# What was asked for last, since it is asked for with every request: as many as there are zones and calendars.
+_latest: dict[tuple[str, ZoneInfo, int], Window] = {}
+
+
 def window_at(per: str, now: datetime, zone: ZoneInfo, *, fiscal_day: int = 1) -> Window:
     """The window of `per` (day, week, month, fiscal_month, total, minute or "") that holds `now`."""
     if per in ("", "minute", "total"):
-        return Window(EVER, None)
+        return FOREVER
+    known = _latest.get((per, zone, fiscal_day))
+    if known is None or not known.holds(now):
+        known = _latest[per, zone, fiscal_day] = _calendar_window(per, now, zone, fiscal_day)
+    return known
+
+
+def _calendar_window(per: str, now: datetime, zone: ZoneInfo, fiscal_day: int) -> Window:
     today = now.astimezone(zone).date()
     first, after = _days(per, today, fiscal_day)
     return Window(_begin(first, zone), _begin(after, zone))

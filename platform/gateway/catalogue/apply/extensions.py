@@ -14,6 +14,9 @@ class Extension(Protocol):
     def kinds(self, sections: Mapping[str, Kind]) -> dict[str, Kind]:
         """The sections with what this adds: sections, lists within things, extra fields of things."""
 
+    def prepare(self, writer: Writer, stated: Mapping[str, list[Entry]]) -> None:
+        """Called before tenants are written: what would stand against their change. Problems are told by `write`."""
+
     def write(self, writer: Writer, stated: Mapping[str, list[Entry]]) -> None:
         """Called last, in the same transaction; what is wrong goes into `writer.problems`."""
 

@@ -51,6 +51,8 @@ class Writer:
                 self._deployments(model, entry)
                 self._prices(model, entry)
         self._names(models)
+        for extension in extensions:
+            extension.prepare(self, stated)
         for entry in stated.get("tenants", ()):
             tenant = self.thing(Tenant, entry, "slug", "tenant", {"name": entry.values["slug"]})
             if tenant is not None:

@@ -17,12 +17,13 @@ from gateway.identifiers import parse_request_id
 from gateway.ledger.admin.facts import FactAdmin, unbroken
 from gateway.ledger.admin.filters import ModelFilter
 from gateway.limits.models import LimitCounter, LimitRule, Refusal
+from gateway.limits.refusals_log import NO_RULE
 from gateway.limits.wording import kind_of, quantity
 
 
 @admin.register(LimitCounter)
 class LimitCounterAdmin(FactAdmin):
-    list_display = ["rule", "owner", "window_start", "window_end", "used_now", "held_now"]
+    list_display = ["rule", "owner", "window_start", "window_end", "process_row", "used_now", "held_now"]
     list_display_links = None
     search_fields = ["rule_id"]
     search_help_text = "A limit's number"
@@ -56,6 +57,11 @@ class LimitCounterAdmin(FactAdmin):
     @display(description="tenant of the plan")
     def owner(self, counter: LimitCounter) -> str:
         return str(counter.owner_id) if counter.owner_id else ""
+
+    @display(description="row")
+    def process_row(self, counter: LimitCounter) -> str:
+        """A counter that many processes want has a row for each: their sum counts."""
+        return f"process {counter.shard}" if counter.shard else ""
 
     @display(description="used")
     def used_now(self, counter: Any) -> str:
@@ -110,13 +116,16 @@ class RefusalAdmin(FactAdmin):
 
     @display(description="limit")
     def limit(self, refusal: Any) -> str:
+        if refusal.rule_id == NO_RULE:
+            return f"none: {refusal.reason}"
         if refusal.rule_metric is None:
             return f"removed ({refusal.rule_id})"
         kind = kind_of(LimitRule(metric=refusal.rule_metric, per=refusal.rule_per, tokens=refusal.rule_tokens))
         return format_html(
-            '<a class="cf-link" href="{}">{}</a>',
+            '<a class="cf-link" href="{}">{}</a>{}',
             reverse("admin:limits_limitrule_change", args=[refusal.rule_id]),
             kind,
+            f": {refusal.reason}" if refusal.reason else "",
         )
 
     @display(description="tokens in + out")

@@ -58,7 +58,17 @@ class ProcessAdmin(FactAdmin):
 
 @admin.register(Counter)
 class CounterAdmin(FactAdmin):
-    list_display = ["scope", "owner_id", "currency", "requests", "tokens", "charged", "held_requests", "held_amount"]
+    list_display = [
+        "scope",
+        "owner_id",
+        "currency",
+        "shard",
+        "requests",
+        "tokens",
+        "charged",
+        "held_requests",
+        "held_amount",
+    ]
     list_filter = [("scope", ChoicesDropdownFilter)]
     ordering = ["id"]
 

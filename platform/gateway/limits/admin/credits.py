@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
@@ -60,8 +60,8 @@ class CreditAdmin(KeptAdmin):
         covered = rule.amount_at(now) + sum(
             c.amount - c.expired_amount for c in others if c.closed_at or c.expires_at is None or now < c.expires_at
         )
-        counter = LimitCounter.objects.filter(rule_id=rule.pk).order_by("-window_start").first()
-        if counter is not None and counter.used + counter.held > covered:
+        taken = LimitCounter.objects.filter(rule_id=rule.pk).aggregate(all=Sum(F("used") + F("held")))["all"]
+        if taken is not None and taken > covered:
             return "Some of this credit is used, so it cannot be removed. Let it expire: set an earlier end."
         return ""
 

@@ -189,13 +189,3 @@ class CreditForm(forms.ModelForm[Credit]):
         if amount == 0:
             raise forms.ValidationError("A top-up of nothing: give an amount above 0.")
         return amount
-
-    def clean_rule(self) -> LimitRule:
-        rule: LimitRule = self.cleaned_data["rule"]
-        if rule.metric != "spend" or rule.per != "total":
-            raise forms.ValidationError("Credit tops up a limit of spend in total. Choose or add such a limit.")
-        if rule.plan_id is not None:
-            raise forms.ValidationError(
-                "Many tenants share a plan's limit. Give the tenant a limit of its own first."
-            )
-        return rule

@@ -124,7 +124,7 @@ class LimitRuleAdmin(HistoryAdmin):
     def left(self, rule: Any) -> str:
         most = int(rule.use["most"]) if rule.use else 0
         text = quantity(rule, max(0, self._amount(rule) - most))
-        return f"{text} at least, for each of {rule.use['rows']}" if rule.use and rule.use["rows"] > 1 else text
+        return f"{text} at least, for each of {rule.use['owners']}" if rule.use and rule.use["owners"] > 1 else text
 
     @display(description="mode", ordering="mode", label={"enforce": "success", "observe": "info"})
     def mode_label(self, rule: LimitRule) -> str:

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import BigIntegerField, Count, F, Func, JSONField, Max, OuterRef, Q, QuerySet, Subquery, Sum
-from django.db.models.functions import Coalesce, JSONObject, Now
+from django.db.models import JSONField, QuerySet
+from django.db.models.expressions import RawSQL
 
-from gateway.limits.models import LimitCounter, LimitRule
+from gateway.limits.models import LimitRule
 
-
-class SlotsSum(Func):
-    """What a sliding minute holds now (`ledger_slots_sum`)."""
-
-    function = "ledger_slots_sum"
-    template = "%(function)s(slots, slot_at, greatest(slot_at, floor(extract(epoch FROM now()))::bigint))"
-    output_field = BigIntegerField()
+# A counter may have several rows, one a process: their sum is what one owner has used.
+_USE = """(
+    SELECT json_build_object('used', sum(o.used), 'held', sum(o.held), 'most', max(o.used + o.held),
+        'owners', count(*))
+    FROM (
+        SELECT sum(l.held) AS held, sum(l.used + COALESCE(ledger_slots_sum(l.slots, l.slot_at,
+            greatest(l.slot_at, floor(extract(epoch FROM now()))::bigint)), 0)) AS used
+        FROM limits_limitcounter l WHERE l.rule_id = limits_limitrule.id
+            AND l.window_start <= now() AND (l.window_end IS NULL OR l.window_end > now())
+        GROUP BY l.owner_id) o
+    HAVING count(*) > 0)"""
 
 
 def with_use(rules: QuerySet[LimitRule]) -> QuerySet[Any]:
-    """Each with `use`: {used, held, most, rows} of the windows that hold this moment; None: nothing counted yet.
+    """Each with `use`: {used, held, most, owners} of the windows that hold this moment; None: nothing counted yet.
 
     `most` is the largest of one owner: of a plan's rule each tenant has a counter of its own.
     """
-    counters = LimitCounter.objects.filter(rule_id=OuterRef("pk"), window_start__lte=Now())
-    open_now = counters.filter(Q(window_end=None) | Q(window_end__gt=Now())).order_by().values("rule_id")
-    taken = Coalesce(SlotsSum(), 0) + F("used") + F("held")
-    sums = open_now.annotate(
-        use=JSONObject(
-            used=Sum(Coalesce(SlotsSum(), 0) + F("used")),
-            held=Sum("held"),
-            most=Max(taken),
-            rows=Count("id"),
-        )
-    )
-    return rules.annotate(use=Subquery(sums.values("use"), output_field=JSONField()))
+    return rules.annotate(use=RawSQL(_USE, [], output_field=JSONField()))

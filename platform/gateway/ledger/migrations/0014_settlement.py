@@ -1,0 +1,12 @@
+"""Settling, sweeping and correcting."""
+
+from pathlib import Path
+
+from django.db import migrations
+
+SQL = Path(__file__).with_suffix(".sql").read_text()
+
+
+class Migration(migrations.Migration):
+    dependencies = [("ledger", "0013_desk")]
+    operations = [migrations.RunSQL(SQL)]
