@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from uuid import UUID
+
+from gateway import clock
 
 
 def uuid7() -> UUID:
     """RFC 9562 version 7: 48 bits of unix milliseconds, then 74 random bits."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = (clock.now_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 

@@ -30,6 +30,7 @@ from gateway.identifiers import uuid7
 from gateway.ledger import desk
 from gateway.ledger.items import Ending
 from gateway.limits import rate_headers
+from gateway.limits.expectations import expectations
 from gateway.limits.refusals import refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
@@ -270,7 +271,7 @@ def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int
     call.usage, call.outcome = usage, status
     if status == "completed":
         output = usage.output_tokens + usage.reasoning_tokens
-        routing.expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
+        expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
     ended_requests.append(
         {
             "request_id": str(call.request_id),

@@ -9,20 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 from django.conf import settings
 
+from gateway import clock
 from gateway.catalogue.pricing import Rates
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import GatewayError, InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
 from gateway.ledger.decisions import unasked
 from gateway.ledger.items import EarlyRefusal, Order
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
-from gateway.limits.expectations import Expectations
+from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
 from gateway.limits.refusals import unbounded
 from gateway.limits.refusals_log import LACKS
@@ -35,8 +36,6 @@ NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
 CAPS = ("max_completion_tokens", "max_tokens")
 UNCAPPED = 2**31
 MEDIA = frozenset({"image_url", "input_audio", "file"})  # parts whose tokens have no bound that we know
-
-expectations = Expectations()
 
 
 @dataclass(slots=True)
@@ -82,7 +81,7 @@ def choose_route(
 ) -> Route:
     """The route and its order. `lowered` is the cap that a limit of `on_shortage: fit` has left."""
     facts = find_model(catalogue, caller, name)
-    now = now or datetime.now(UTC)
+    now = now or clock.now()
     target, charge_rates = _served(facts, caller, name, now)
     request, cap = _capped(body, facts)
     if lowered is not None:
@@ -149,7 +148,7 @@ def early_refusal(
     cause = error.__cause__
     if not isinstance(cause, Unbounded):
         return EarlyRefusal((error.code or "unavailable")[:32], model)
-    now = now or datetime.now(UTC)
+    now = now or clock.now()
     claim = make_claim(cause.rule, caller.zone, now, cause.rule.amount_at(now))
     return EarlyRefusal(
         reason=LACKS[cause.lacks],

@@ -16,6 +16,8 @@ from django.db import Error, InterfaceError, OperationalError, connection
 from gateway.catalogue.models import CatalogueVersion
 from gateway.catalogue.snapshot import Catalogue, load_catalogue
 from gateway.errors import Unavailable
+from gateway.ledger.habits import last_outputs
+from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule, load_model_rules, load_rules
 from tenants.facts import Caller
 
@@ -89,7 +91,10 @@ async def rules_of(caller: Caller) -> tuple[Rule, ...]:
     known = _rules.get(caller.key_id)
     versions = caller.key_version, caller.tenant_version
     if known is None or known[0] != versions:
+        first = known is None
         known = versions, await read(load_rules, caller.tenant_id, caller.key_id)
+        if first and any(rule.guesses for rule in (*known[1], *_model_rules)):
+            expectations.remember(caller.key_id, await read(last_outputs, caller.key_id))
         _rules[caller.key_id] = known
         if len(_rules) > RULES_KNOWN:
             _rules.popitem(last=False)

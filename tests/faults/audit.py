@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from tests.faults.fleet import Process
-from tests.faults.load import FIRST_CAP, Sent
+from tests.faults.limits import faults_of_refusal, kind_of_refusal
+from tests.faults.load import Sent
 from tests.faults.wire import Goodbye
 from tests.house import House, Row
 from tests.upstream import Served
@@ -46,6 +47,11 @@ class Case:
         return sum(int(row[name] or 0) for row in [*self.records, *self.adjustments])
 
     @property
+    def limited(self) -> bool:
+        """Refused by a limit of ours. (A 429 of the provider's passes.)"""
+        return self.sent.reply.status == 429 and self.sent.reply.end == "whole" and not self.served
+
+    @property
     def status(self) -> str:
         return str(self.records[0]["status"]) if self.records else "none"
 
@@ -61,7 +67,7 @@ class Audit:
             self._case(request.marker, f"served {request.marker}").served.append(request)
         by_id: dict[Any, Case] = {}
         for row in house.query("SELECT * FROM ledger_usagerecord WHERE started_at >= %s", [since]):
-            case = self._case(_marker(row), f"record {row['request_id']}")
+            case = self._case(str(row["end_user"]), f"record {row['request_id']}")
             case.records.append(row)
             by_id[row["request_id"]] = case
         for row in house.query("SELECT * FROM ledger_adjustment WHERE started_at >= %s", [since]):
@@ -97,6 +103,7 @@ class Audit:
                 s.outcome == "cut" for case in self.cases.values() for s in case.served
             ),
             "answers": dict(sorted(Counter(case.sent.reply.status for case in self.cases.values()).items())),
+            **Counter(f"refused: {kind_of_refusal(case.sent.reply)}" for case in self.cases.values() if case.limited),
             **{f"records {status}": count for status, count in sorted(statuses.items())},
             "adjustments": dict(kinds),
         }
@@ -113,11 +120,6 @@ class Audit:
                 case.left_behind = _left_behind(case, process, swept_at, silences)
 
 
-def _marker(row: Row) -> str:
-    """The sweeper knows only the hold, and that only the cap."""
-    return str(row["end_user"]) or f"r{row['output_tokens'] - FIRST_CAP:06d}"
-
-
 def _faults(case: Case) -> Iterator[str]:
     if len(case.served) > 1:
         yield "the provider saw it more than once"
@@ -127,6 +129,10 @@ def _faults(case: Case) -> Iterator[str]:
         yield "the provider saw it, and it is not in the ledger"
     if len(case.adjustments) > 1 or (case.adjustments and case.status != "unknown"):
         yield "adjusted for no reason"
+    if case.limited:
+        if case.records:
+            yield "refused, and in the ledger"
+        yield from faults_of_refusal(case.sent.reply)
     if case.left_behind:
         yield case.left_behind
     yield from _faults_of_reply(case)

@@ -24,7 +24,8 @@ class Ground:
     cluster: Cluster
     house: House
     upstream: Upstream
-    key: str
+    key: str  # of acme, whose limits are wide
+    tight: list[str]  # of tight: one with a budget that runs out, one whose budget is wide
     logs: Path
 
     def now(self) -> datetime:
@@ -50,7 +51,11 @@ def whole_ground() -> Iterator[Ground]:
         with Upstream() as upstream:
             house.apply(load.catalogue(upstream.url))
             key = house.manage("issue_key", "--tenant", "acme", "--name", "load").strip()
-            yield Ground(cluster, house, upstream, key, home / "logs")
+            tight = [
+                house.manage("issue_key", "--tenant", "tight", "--name", n).strip() for n in ("budget", "expected")
+            ]
+            house.apply(load.catalogue(upstream.url, keys=True))
+            yield Ground(cluster, house, upstream, key, tight, home / "logs")
     finally:
         cluster.close()
         os.close(alone)

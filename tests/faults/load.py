@@ -1,7 +1,6 @@
 """Clients that ask for everything that can go well or wrong, one serial number each, and remember what they got.
 
-The number is in the request's `user` and X-Client-Request-Id, and in `max_tokens`: an admitted request whose
-process dies leaves only its hold, and the hold knows the cap alone.
+The number is in the request's `user` and X-Client-Request-Id.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.faults import limits
 from tests.faults.wire import Goodbye, Reply, Wire
 
-FIRST_CAP = 1_000_000
+CAP = 60  # more than any model here says
 PROMPT = "Count for me please"
 # A model of the catalogue is a script of the provider's (tests/upstream_scripts.py): {id: how often}.
 MODELS = {
@@ -39,7 +40,8 @@ IMPATIENT = ("stall-3",)  # models of a provider with a short time-out
 PRICE = '[{effective_from: 2026-01-01, currency: USD, input: "1", output: "2"}]'  # 1000 and 2000 nano-dollars each
 
 
-def catalogue(url: str) -> str:
+def catalogue(url: str, *, keys: bool = False) -> str:
+    """With keys: those of tenant tight have been issued, and get limits of their own."""
     lines = [
         "providers:",
         f'  - {{name: scripted, protocol: openai, base_url: "{url}", credential: $FAULTS_PROVIDER_KEY}}',
@@ -49,8 +51,21 @@ def catalogue(url: str) -> str:
     for name in MODELS:
         provider = "impatient" if name in IMPATIENT else "scripted"
         deployment = f"{{provider: {provider}, upstream_model: {name}}}"
-        lines.append(f"  - {{id: {name}, deployments: [{deployment}], prices: {PRICE}}}")
-    return "\n".join([*lines, "tenants:", '  - {slug: acme, name: Acme, currency: USD, models: ["*"]}', ""])
+        watched = f", limits: {limits.EVERYBODY}" if name == "words-12" else ""
+        lines.append(f"  - {{id: {name}, deployments: [{deployment}], prices: {PRICE}{watched}}}")
+    lines += [limits.PLAN, "tenants:"]
+    for slug, rules in (("acme", limits.WIDE), ("tight", limits.TIGHT)):
+        lines += [
+            f"  - slug: {slug}",
+            "    currency: USD",
+            '    models: ["*"]',
+            "    plan: basic",
+            f"    limits: {rules}",
+        ]
+    if keys:
+        lines += ["    keys:", f"      - {{name: budget, limits: [{limits.BUDGET}]}}"]
+        lines += [f"      - {{name: expected, limits: [{limits.EXPECTED}]}}"]
+    return "\n".join([*lines, ""])
 
 
 @dataclass
@@ -74,7 +89,7 @@ class Sent:
         request: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": PROMPT}],
-            "max_tokens": FIRST_CAP + self.number,
+            "max_tokens": CAP,
             "user": self.marker,
         }
         if self.stream:
@@ -87,8 +102,9 @@ class Sent:
 class Load:
     """`workers` clients in a thread with a loop of its own, from `start` to `stop`."""
 
-    def __init__(self, port: int, key: str, seed: int, *, workers: int, pause: float = 0.08) -> None:
-        self.port, self.key, self.pause = port, key, pause
+    def __init__(self, port: int, keys: Sequence[str], seed: int, *, workers: int, pause: float = 0.08) -> None:
+        """Every client has one of the keys."""
+        self.port, self.keys, self.pause = port, keys, pause
         self.sent: list[Sent] = []
         self.whole_only = False  # only models that answer whole, and nobody hangs up
         self._random = random.Random(seed)
@@ -119,22 +135,25 @@ class Load:
 
     async def _all(self) -> None:
         # The second half keeps its connections: they are cut between two requests, too.
-        await asyncio.gather(*(self._client(keep=number % 2 == 1) for number in range(self._workers)))
+        half = self._workers // 2
+        clients = (self._client(self.keys[n % len(self.keys)], keep=n >= half) for n in range(self._workers))
+        await asyncio.gather(*clients)
         await asyncio.sleep(0.2)
 
-    async def _client(self, *, keep: bool) -> None:
+    async def _client(self, key: str, *, keep: bool) -> None:
         wire = Wire(self.port, keep=keep)
         while not self._stopping.is_set():
             sent = self._next()
             self.sent.append(sent)
             headers = {
-                "authorization": f"Bearer {self.key}",
+                "authorization": f"Bearer {key}",
                 "content-type": "application/json",
                 "x-client-request-id": sent.marker,
             }
             sent.reply = await wire.post(sent.body, headers, sent.goodbye)
             sent.ended_at = time.monotonic()
-            await asyncio.sleep(self._random.uniform(0, 2 * self.pause) if sent.reply.status == 200 else 0.1)
+            pauses = {200: self._random.uniform(0, 2 * self.pause), 429: 0.4}
+            await asyncio.sleep(pauses.get(sent.reply.status, 0.1))
         wire.hang_up()
 
     def _next(self) -> Sent:

@@ -1,4 +1,5 @@
-"""Kill, stop, freeze and cut everything at random moments under load; then every request is in the books once.
+"""Kill, stop, freeze and cut everything at random moments under load; then every request is in the books once, and
+no limit was exceeded: one budget runs out on the way.
 
 FAULTS_SEED repeats a run's draws (not its timing), FAULTS_KILLS asks for more of them.
 """
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from gateway.embedded import children
 from tests.faults.audit import Audit
 from tests.faults.conftest import Ground
 from tests.faults.fleet import Fleet, Process
+from tests.faults.limits import LimitAudit, drift
 from tests.faults.load import Load
 from tests.servers import ROOT, server_environment
 
@@ -36,7 +39,9 @@ class Trouble:
 
     def __init__(self, ground: Ground, fleet: Fleet, draw: random.Random) -> None:
         self.cluster, self.fleet, self.draw = ground.cluster, fleet, draw
+        self.house = ground.house
         self.counts: Counter[str] = Counter()
+        self.found: list[str] = []
         self.frozen: Process | None = None
         self.kills = 0
         self._victims: list[Process] = []
@@ -51,6 +56,14 @@ class Trouble:
         if self._plan:
             self._plan.pop(0)()
         return self.kills - before
+
+    def compare(self) -> None:
+        """Counters of limits with the ledger, while requests run and holds of the dead are still there."""
+        try:
+            self.found += drift(self.house)
+        except psycopg.OperationalError:
+            return  # it recovers
+        self.counts["comparisons under load"] += 1
 
     def _wait(self, seconds: float) -> None:
         """The database is away. Somewhere in the middle of it a server is killed, with what it had yet to write."""
@@ -136,6 +149,7 @@ def kill_them(fleet: Fleet, trouble: Trouble, draw: random.Random) -> int:
         for process in fresh:
             process.wait_until_listening()
         trouble.thaw_server()
+        trouble.compare()
         if turn in (3, 11):
             trouble.freeze_server(old.pop())
         for process in old:
@@ -174,7 +188,7 @@ def unexpected_lines(fleet: Fleet) -> list[str]:
 def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     draw, began, since = random.Random(SEED), time.monotonic(), ground.now()
     trouble = Trouble(ground, fleet, draw)
-    load = Load(fleet.port, ground.key, SEED, workers=CLIENTS)
+    load = Load(fleet.port, [ground.key, *ground.tight], SEED, workers=CLIENTS)
     with capsys.disabled():
         print(f"\nfaults: seed {SEED}, {CLIENTS} clients", flush=True)
     with sweeper(ground):
@@ -184,6 +198,7 @@ def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys
     verified = ground.house.command("manage.py", "verify_ledger")
     audit = Audit(ground.house, load.sent, ground.upstream.served, since)
     audit.look_at_processes(fleet.processes, ground.cluster.silences)
+    limits = LimitAudit(ground.house)
     counts: dict[str, Any] = {
         "servers started": len(fleet.processes),
         "servers killed": kills,
@@ -192,7 +207,7 @@ def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys
         **audit.counts(),
         "seconds": round(time.monotonic() - began),
     }
-    faults = audit.faults() + unexpected_lines(fleet)
+    faults = audit.faults() + trouble.found + limits.faults() + unexpected_lines(fleet)
     with capsys.disabled():
         print("\n".join(f"faults: {name}: {count}" for name, count in counts.items()))
         print(f"faults: {verified.stdout.strip()}", flush=True)
@@ -200,5 +215,6 @@ def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys
     assert not faults, f"{len(faults)} faults (seed {SEED}); the first:\n" + "\n".join(faults[:10])
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert kills >= KILLS, f"only {kills} kills in {MOST_SECONDS} s: is this machine that slow?"
+    assert limits.run_out == ["budget"]
     nothing = [name for name, count in counts.items() if not count]
     assert not nothing, f"this run says nothing of: {', '.join(nothing)}"

@@ -19,7 +19,7 @@ def test_a_rolling_restart_loses_nothing(ground: Ground, fleet: Fleet) -> None:
     fleet.start()
     for process in fleet.live:
         process.wait_until_listening()
-    load = Load(fleet.port, ground.key, seed=7, workers=CLIENTS)
+    load = Load(fleet.port, [ground.key], seed=7, workers=CLIENTS)
     load.whole_only = True
     load.start()
     for _ in range(ROUNDS):

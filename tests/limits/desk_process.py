@@ -17,6 +17,7 @@ import django
 from django.conf import settings
 
 USAGE = {"input": 10, "output": 20}
+TOKENS = USAGE["input"] + USAGE["output"]
 
 
 class Ears(logging.Handler):
@@ -44,6 +45,7 @@ class Lane:
     def __init__(self, desk: Any, key: str, plan: dict[str, Any], counts: dict[str, int]) -> None:
         self.desk, self.key, self.plan, self.counts = desk, key, plan, counts
         self.facts: Any = None
+        self.states: list[dict[str, Any]] = []  # of the last refusal
 
     async def run(self) -> None:
         refused = 0
@@ -81,6 +83,7 @@ class Lane:
             if verdict == "ok":
                 return route.order
             if verdict == "limited":
+                self.states = detail
                 return None
             if verdict == "window":
                 now = datetime.fromisoformat(detail)

@@ -18,6 +18,7 @@ from django.db import connection
 from django.db.utils import Error as DjangoDatabaseError
 from psycopg import pq
 
+from gateway import clock
 from gateway.ledger.items import Item
 
 LOCK_TIMEOUT_MS = 100
@@ -40,6 +41,7 @@ _BEAT = """
 INSERT INTO ledger_process (id, kind, host, pid, started_at, heartbeat_at)
 VALUES (%(id)s, %(kind)s, %(host)s, %(pid)s, now(), now())
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), suspected_at = NULL, ended_at = NULL
+RETURNING clock_timestamp()
 """
 # A number for this process's own rows of counters (ledger.heat): free again when the session ends.
 _SHARD = "SELECT n FROM generate_series(1, 63) n WHERE pg_try_advisory_lock(hashtext('ledger_shard'), n) LIMIT 1"
@@ -129,14 +131,15 @@ class Link:
         raise LinkLost(message)
 
     def beat(self) -> None:
-        """Renew the lease of this process."""
+        """Renew the lease of this process, and hear what time it is."""
         facts = {
             "id": self.process_id,
             "kind": "server",
             "host": socket.gethostname()[:255],
             "pid": os.getpid(),
         }
-        self.execute(_BEAT, facts)
+        asked = clock.ask()
+        clock.hear(self.execute(_BEAT, facts)[0], asked)
 
     def end(self) -> None:
         """Give the lease back: holds that are left may be swept at once."""
@@ -156,10 +159,12 @@ class Link:
             },
         )
 
-    def execute(self, statement: str, facts: dict[str, Any]) -> None:
+    def execute(self, statement: str, facts: dict[str, Any]) -> Any:
+        """The first row, if there is one."""
         try:
             with connection.cursor() as cursor:
                 cursor.execute(statement, facts)
+                return cursor.fetchone() if cursor.description else None
         except (psycopg.Error, DjangoDatabaseError) as exc:
             raise LinkLost(str(exc)) from exc
 

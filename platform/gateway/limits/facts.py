@@ -46,6 +46,11 @@ class Rule:
         object.__setattr__(self, "measure", measures[self.metric])
 
     @property
+    def guesses(self) -> bool:
+        """Holds what is expected, which is to be learned."""
+        return self.hold == "expected" and self.metric in ("tokens", "spend")
+
+    @property
     def shared(self) -> bool:
         """A model's own limit for everybody: what it has counted is no tenant's to see."""
         return self.scope == "model"
