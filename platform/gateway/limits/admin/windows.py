@@ -11,7 +11,7 @@ from gateway.limits.models import LimitRule
 
 # A counter may have several rows, one a process: their sum is what one owner has used.
 _USE = """(
-    SELECT json_build_object('used', sum(o.used), 'held', sum(o.held), 'most', max(o.used + o.held),
+    SELECT jsonb_build_object('used', sum(o.used), 'held', sum(o.held), 'most', max(o.used + o.held),
         'owners', count(*))
     FROM (
         SELECT sum(l.held) AS held, sum(l.used + COALESCE(ledger_slots_sum(l.slots, l.slot_at,
