@@ -84,6 +84,7 @@ class Asker:
         assert self.faults == []
         assert len(found) == self.answers[200]
         assert drift(self.house) == []
+        assert self.house.query("SELECT id FROM limits_limitcounter WHERE shard > 0 LIMIT 1")
         assert self.house.query("SELECT request_id FROM ledger_hold") == []
         return found
 
