@@ -115,7 +115,7 @@ def _ask(rule: Rule, amount: int, need: Need, rates: Rates | None) -> int:
             raise Unbounded(rule, "price", need)
         return 0
     ask = units(rule, *tokens, rates)
-    if rule.hold == "hard" or rule.on_shortage == "fit":
+    if ask <= amount or rule.hold == "hard" or rule.on_shortage == "fit":
         return ask
     # A guess of the output may be too high: by itself it must not exceed a limit that the true use may fit into.
     return min(ask, max(amount, units(rule, tokens[0], min(1, tokens[1]), rates)))

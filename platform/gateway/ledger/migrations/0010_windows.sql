@@ -143,10 +143,12 @@ CREATE FUNCTION ledger_find_windows(p_asks ledger_ask[]) RETURNS ledger_ask[] LA
         AND l.owner_id = a.owner AND l.window_start = to_timestamp(a.starts) AND l.shard = a.shard
 $$;
 
--- Locks the rows of these claims in id order, after making those that are missing; of a request that comes again, all
--- rows of its windows. Afterwards asks have their counters, but for those of rules that are no more.
-CREATE FUNCTION ledger_lock_windows(INOUT asks ledger_ask[], OUT waits ledger_wait[]) LANGUAGE plpgsql AS $$
+-- Locks the rows of what is asked and given back in id order, after making those that are missing; of a request that
+-- comes again, all rows of its windows. Afterwards all have their counters, but for those of rules that are no more.
+CREATE FUNCTION ledger_lock_windows(INOUT asks ledger_ask[], INOUT gives ledger_ask[], OUT waits ledger_wait[])
+LANGUAGE plpgsql AS $$
 DECLARE
+    whole boolean := EXISTS (SELECT FROM unnest(asks) a WHERE a.whole);
     ids bigint[];
     locked bigint[];
     times timestamptz[];
@@ -156,13 +158,14 @@ DECLARE
 BEGIN
     LOOP
         SELECT array_agg(DISTINCT a.counter) FILTER (WHERE a.counter IS NOT NULL), bool_or(a.counter IS NULL AND EXISTS (
-            SELECT FROM limits_limitrule r WHERE r.id = a.rule)) INTO ids, missing FROM unnest(asks) a;
+            SELECT FROM limits_limitrule r WHERE r.id = a.rule)) INTO ids, missing FROM unnest(asks || gives) a;
         IF missing THEN
-            PERFORM ledger_make_windows(asks);
+            PERFORM ledger_make_windows(asks || gives);
             asks := ledger_find_windows(asks);
+            gives := ledger_find_windows(gives);
             CONTINUE;
         END IF;
-        IF EXISTS (SELECT FROM unnest(asks) a WHERE a.whole) THEN
+        IF whole THEN
             SELECT array_agg(DISTINCT u.id) INTO ids FROM (
                 SELECT unnest(ids) AS id UNION ALL
                 SELECT l.id FROM unnest(asks) a JOIN limits_limitcounter l ON l.rule_id = a.rule
@@ -180,12 +183,13 @@ BEGIN
             FROM (SELECT locked[n] AS id, (1000 * extract(epoch FROM times[n]
                       - CASE WHEN n = 1 THEN before ELSE times[n - 1] END))::integer AS ms
                   FROM generate_series(1, array_length(locked, 1)) n) w,
-                LATERAL (SELECT u.* FROM unnest(asks) u WHERE u.counter = w.id LIMIT 1) a
+                LATERAL (SELECT u.* FROM unnest(asks || gives) u WHERE u.counter = w.id LIMIT 1) a
             WHERE w.ms >= 1;
         END IF;
         -- Fewer: one was deleted while we waited for it. Then all of it again, with what there is now.
         EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0);
         asks := ledger_find_windows(asks);
+        gives := ledger_find_windows(gives);
     END LOOP;
     IF astray IS NOT NULL THEN
         PERFORM ledger_step_back(astray);

@@ -158,10 +158,8 @@ BEGIN
     END IF;
 
     IF asks IS NOT NULL OR gives IS NOT NULL THEN
-        SELECT l.asks, l.waits INTO gives, more_waits FROM ledger_lock_windows(asks || gives) l;
+        SELECT * INTO asks, gives, more_waits FROM ledger_lock_windows(asks, gives);
         waits := waits || more_waits;
-        SELECT array_agg(g) FILTER (WHERE g.second IS NULL), array_agg(g) FILTER (WHERE g.second IS NOT NULL)
-        INTO asks, gives FROM unnest(gives) g;
     END IF;
     IF asks IS NOT NULL THEN
         -- Decided now that the rows are ours, and so it starts now, to the second in which it is counted. If we
