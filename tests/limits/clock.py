@@ -17,12 +17,12 @@ import gateway.clock
 
 SCHEMA = """
 CREATE SCHEMA clock;
-CREATE TABLE clock.step (by interval NOT NULL);
-INSERT INTO clock.step VALUES ('0');
+CREATE TABLE clock.step (by interval NOT NULL, at timestamptz);
+INSERT INTO clock.step VALUES ('0', NULL);
 CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS
-    'SELECT pg_catalog.now() + s.by FROM clock.step s';
+    'SELECT COALESCE(s.at, pg_catalog.now() + s.by) FROM clock.step s';
 CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-    'SELECT pg_catalog.clock_timestamp() + s.by FROM clock.step s';
+    'SELECT COALESCE(s.at, pg_catalog.clock_timestamp() + s.by) FROM clock.step s';
 """
 
 
@@ -33,6 +33,11 @@ class Clock:
     def step(self, **by: float) -> None:
         """By so much, on or back, from one moment to the next."""
         self._run("UPDATE clock.step SET by = by + %s", timedelta(**by))
+
+    def freeze(self, instant: datetime) -> None:
+        """It stands still, and this process has heard of it."""
+        self._run("UPDATE clock.step SET at = %s", instant)
+        gateway.clock.hear(instant, gateway.clock.ask())
 
     def now(self) -> datetime:
         with connection.cursor() as cursor:
