@@ -108,7 +108,10 @@ BEGIN
         asks := ledger_asks(items);
     END IF;
     IF owners IS NOT NULL THEN
-        IF EXISTS (SELECT FROM unnest(asks) a WHERE a.counter IS NULL AND a.shard = 0
+        -- Whoever finds only its own row missing makes that beside the others. But if the first one is missing too, as
+        -- for all processes at once when a window begins, nobody may enter in the weaker mode and then ask for more.
+        IF EXISTS (SELECT FROM unnest(asks) a WHERE a.counter IS NULL
+                   AND (a.shard = 0 OR ledger_first_row(a.rule, a.owner, a.starts) IS NULL)
                    AND (a.everybody OR ledger_is_sharded(a.tenant)))
         THEN
             LOCK TABLE ledger_hold IN SHARE ROW EXCLUSIVE MODE;
