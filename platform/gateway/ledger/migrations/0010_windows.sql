@@ -8,7 +8,8 @@
 
 
 -- A locked row. Of a window in several rows: first is the first locked one of them, used and held are those of all
--- (of a minute: what all slots hold, and 0), room is what is left of this row's own share; null: one row has all.
+-- (of a minute: what all slots hold, and 0), room is what is left of this row's own share, without what others have
+-- taken beyond theirs (real use may be more than was held); null: one row has all.
 CREATE TYPE ledger_window AS (id bigint, first bigint, used numeric, held numeric, room numeric, share_of bigint);
 -- Somebody waited: for a tenant's row, or (tenant 0) for that of a rule for everybody.
 CREATE TYPE ledger_wait AS (tenant bigint, rule bigint, ms integer);
@@ -143,8 +144,9 @@ CREATE FUNCTION ledger_find_windows(p_asks ledger_ask[]) RETURNS ledger_ask[] LA
         AND l.owner_id = a.owner AND l.window_start = to_timestamp(a.starts) AND l.shard = a.shard
 $$;
 
--- Locks the rows of what is asked and given back in id order, after making those that are missing; of a request that
--- comes again, all rows of its windows. Afterwards all have their counters, but for those of rules that are no more.
+-- Locks the rows of what is asked and given back in id order, after making those that are asked of and missing; of a
+-- request that comes again, all rows of its windows. Afterwards all asks have their counters, but for those of rules
+-- that are no more. What is given back to a counter that is no more needs none: who makes it anew finds the record.
 CREATE FUNCTION ledger_lock_windows(
     INOUT asks ledger_ask[], INOUT gives ledger_ask[], p_whole boolean, OUT locked bigint[], OUT waits ledger_wait[]
 ) LANGUAGE plpgsql AS $$
@@ -156,10 +158,11 @@ DECLARE
     before timestamptz;
 BEGIN
     LOOP
-        SELECT array_agg(DISTINCT a.counter) FILTER (WHERE a.counter IS NOT NULL), bool_or(a.counter IS NULL AND EXISTS (
-            SELECT FROM limits_limitrule r WHERE r.id = a.rule)) INTO ids, missing FROM unnest(asks || gives) a;
+        SELECT array_agg(DISTINCT a.counter) FILTER (WHERE a.counter IS NOT NULL), bool_or(a.counter IS NULL
+            AND a.second IS NULL AND EXISTS (SELECT FROM limits_limitrule r WHERE r.id = a.rule))
+        INTO ids, missing FROM unnest(asks || gives) a;
         IF missing THEN
-            PERFORM ledger_make_windows(asks || gives);
+            PERFORM ledger_make_windows(asks);
             asks := ledger_find_windows(asks);
             gives := ledger_find_windows(gives);
             CONTINUE;
@@ -185,8 +188,11 @@ BEGIN
                 LATERAL (SELECT u.* FROM unnest(asks || gives) u WHERE u.counter = w.id LIMIT 1) a
             WHERE w.ms >= 1;
         END IF;
-        -- Fewer: one was deleted while we waited for it. Then all of it again, with what there is now.
-        EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0);
+        -- Fewer: one was deleted while we waited for it. Or somebody has made a row and given it a share, before we had
+        -- the others. Then all of it again, with what there is now.
+        EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0) AND NOT (p_whole AND EXISTS (
+            SELECT FROM unnest(asks) a JOIN limits_limitcounter l ON l.rule_id = a.rule AND l.owner_id = a.owner
+                AND l.window_start = to_timestamp(a.starts) WHERE a.whole AND l.id <> ALL (locked)));
         asks := ledger_find_windows(asks);
         gives := ledger_find_windows(gives);
     END LOOP;
@@ -200,15 +206,16 @@ CREATE FUNCTION ledger_window_states(p_ids bigint[], p_at bigint) RETURNS SETOF 
 LANGUAGE sql STABLE AS $$
     SELECT ROW(l.id, CASE WHEN l.share IS NULL THEN l.id ELSE
             min(l.id) OVER (PARTITION BY l.rule_id, l.owner_id, l.window_start) END,
-        l.used + own.live + COALESCE(o.used, 0), l.held + COALESCE(o.held, 0), l.share - l.used - l.held - own.live,
-        l.share_of)::ledger_window
+        l.used + own.live + COALESCE(o.used, 0), l.held + COALESCE(o.held, 0),
+        l.share - l.used - l.held - own.live - COALESCE(o.owed, 0), l.share_of)::ledger_window
     FROM limits_limitcounter l,
         LATERAL (SELECT CASE WHEN l.slots IS NULL THEN 0 WHEN l.slot_at >= p_at AND l.live IS NOT NULL THEN l.live
             ELSE ledger_slots_live(l.slots, l.slot_at, l.live, greatest(l.slot_at, p_at)) END AS live) own,
         LATERAL (
-            SELECT sum(k.used + ledger_slots_live(k.slots, k.slot_at, k.live, greatest(k.slot_at, p_at))) AS used,
-                sum(k.held) AS held
-            FROM limits_limitcounter k WHERE l.share IS NOT NULL AND k.rule_id = l.rule_id
+            SELECT sum(k.used + m.live) AS used, sum(k.held) AS held,
+                sum(greatest(k.used + k.held + m.live - k.share, 0)) AS owed
+            FROM limits_limitcounter k, ledger_slots_live(k.slots, k.slot_at, k.live, greatest(k.slot_at, p_at)) AS m (live)
+            WHERE l.share IS NOT NULL AND k.rule_id = l.rule_id
                 AND k.owner_id = l.owner_id AND k.window_start = l.window_start AND k.id <> l.id) o
     WHERE l.id = ANY (p_ids)
     ORDER BY l.id
@@ -253,3 +260,12 @@ CREATE FUNCTION ledger_share(p_asks ledger_ask[]) RETURNS void LANGUAGE sql AS $
         share = s.taken + CASE WHEN s.active THEN floor(s.rest / s.n) ELSE 0 END
     FROM shared s WHERE l.id = s.id AND s.rows > 1
 $$;
+
+-- As in limits' 0004, but nobody is at the counters meanwhile: a row that is being made beside them would be overlooked,
+-- and would stay without the first one, which knows of all that was used.
+CREATE OR REPLACE FUNCTION limits_forget(p_rule bigint, p_owner bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE ledger_hold IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM limits_limitcounter WHERE rule_id = p_rule AND owner_id = COALESCE(p_owner, owner_id)
+        AND (window_end IS NULL OR window_end > now() - interval '3 days');
+END $$;

@@ -111,7 +111,10 @@ BEGIN
     -- counter starts from.
     IF begins THEN
         asks := ledger_asks(items);
-        SELECT COALESCE(bool_or(a.counter IS NULL AND a.shard = 0 AND (a.everybody OR ledger_is_sharded(a.tenant))), false),
+        -- Whoever finds only its own row missing makes that beside the others. But if the first one is missing too, as
+        -- for all processes at once when a window begins, nobody may enter in the weaker mode and then ask for more.
+        SELECT COALESCE(bool_or(a.counter IS NULL AND (a.everybody OR ledger_is_sharded(a.tenant))
+                AND (a.shard = 0 OR ledger_first_row(a.rule, a.owner, a.starts) IS NULL)), false),
             max(a.starts), min(a.ends) FILTER (WHERE a.ends >= 0), COALESCE(bool_or(a.whole), false)
         INTO alone, latest, earliest, whole FROM unnest(asks) a;
     END IF;
