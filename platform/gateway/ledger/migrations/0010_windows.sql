@@ -8,7 +8,8 @@
 
 
 -- A locked row. Of a window in several rows: first is the first locked one of them, used and held are those of all
--- (of a minute: what all slots hold, and 0), room is what is left of this row's own share; null: one row has all.
+-- (of a minute: what all slots hold, and 0), room is what is left of this row's own share, without what others have
+-- taken beyond theirs (real use may be more than was held); null: one row has all.
 CREATE TYPE ledger_window AS (id bigint, first bigint, used numeric, held numeric, room numeric, share_of bigint);
 -- Somebody waited: for a tenant's row, or (tenant 0) for that of a rule for everybody.
 CREATE TYPE ledger_wait AS (tenant bigint, rule bigint, ms integer);
@@ -143,29 +144,30 @@ CREATE FUNCTION ledger_find_windows(p_asks ledger_ask[]) RETURNS ledger_ask[] LA
         AND l.owner_id = a.owner AND l.window_start = to_timestamp(a.starts) AND l.shard = a.shard
 $$;
 
--- Locks the rows of what is asked and given back in id order, after making those that are missing; of a request that
--- comes again, all rows of its windows. Afterwards all have their counters, but for those of rules that are no more.
-CREATE FUNCTION ledger_lock_windows(INOUT asks ledger_ask[], INOUT gives ledger_ask[], OUT waits ledger_wait[])
-LANGUAGE plpgsql AS $$
+-- Locks the rows of what is asked and given back in id order, after making those that are asked of and missing; of a
+-- request that comes again, all rows of its windows. Afterwards all asks have their counters, but for those of rules
+-- that are no more. What is given back to a counter that is no more needs none: who makes it anew finds the record.
+CREATE FUNCTION ledger_lock_windows(
+    INOUT asks ledger_ask[], INOUT gives ledger_ask[], p_whole boolean, OUT locked bigint[], OUT waits ledger_wait[]
+) LANGUAGE plpgsql AS $$
 DECLARE
-    whole boolean := EXISTS (SELECT FROM unnest(asks) a WHERE a.whole);
     ids bigint[];
-    locked bigint[];
     times timestamptz[];
     astray bigint[];
     missing boolean;
     before timestamptz;
 BEGIN
     LOOP
-        SELECT array_agg(DISTINCT a.counter) FILTER (WHERE a.counter IS NOT NULL), bool_or(a.counter IS NULL AND EXISTS (
-            SELECT FROM limits_limitrule r WHERE r.id = a.rule)) INTO ids, missing FROM unnest(asks || gives) a;
+        SELECT array_agg(DISTINCT a.counter) FILTER (WHERE a.counter IS NOT NULL), bool_or(a.counter IS NULL
+            AND a.second IS NULL AND EXISTS (SELECT FROM limits_limitrule r WHERE r.id = a.rule))
+        INTO ids, missing FROM unnest(asks || gives) a;
         IF missing THEN
-            PERFORM ledger_make_windows(asks || gives);
+            PERFORM ledger_make_windows(asks);
             asks := ledger_find_windows(asks);
             gives := ledger_find_windows(gives);
             CONTINUE;
         END IF;
-        IF whole THEN
+        IF p_whole THEN
             SELECT array_agg(DISTINCT u.id) INTO ids FROM (
                 SELECT unnest(ids) AS id UNION ALL
                 SELECT l.id FROM unnest(asks) a JOIN limits_limitcounter l ON l.rule_id = a.rule
@@ -186,8 +188,11 @@ BEGIN
                 LATERAL (SELECT u.* FROM unnest(asks || gives) u WHERE u.counter = w.id LIMIT 1) a
             WHERE w.ms >= 1;
         END IF;
-        -- Fewer: one was deleted while we waited for it. Then all of it again, with what there is now.
-        EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0);
+        -- Fewer: one was deleted while we waited for it. Or somebody has made a row and given it a share, before we had
+        -- the others. Then all of it again, with what there is now.
+        EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0) AND NOT (p_whole AND EXISTS (
+            SELECT FROM unnest(asks) a JOIN limits_limitcounter l ON l.rule_id = a.rule AND l.owner_id = a.owner
+                AND l.window_start = to_timestamp(a.starts) WHERE a.whole AND l.id <> ALL (locked)));
         asks := ledger_find_windows(asks);
         gives := ledger_find_windows(gives);
     END LOOP;
@@ -201,15 +206,16 @@ CREATE FUNCTION ledger_window_states(p_ids bigint[], p_at bigint) RETURNS SETOF 
 LANGUAGE sql STABLE AS $$
     SELECT ROW(l.id, CASE WHEN l.share IS NULL THEN l.id ELSE
             min(l.id) OVER (PARTITION BY l.rule_id, l.owner_id, l.window_start) END,
-        l.used + own.live + COALESCE(o.used, 0), l.held + COALESCE(o.held, 0), l.share - l.used - l.held - own.live,
-        l.share_of)::ledger_window
+        l.used + own.live + COALESCE(o.used, 0), l.held + COALESCE(o.held, 0),
+        l.share - l.used - l.held - own.live - COALESCE(o.owed, 0), l.share_of)::ledger_window
     FROM limits_limitcounter l,
         LATERAL (SELECT CASE WHEN l.slots IS NULL THEN 0 WHEN l.slot_at >= p_at AND l.live IS NOT NULL THEN l.live
             ELSE ledger_slots_live(l.slots, l.slot_at, l.live, greatest(l.slot_at, p_at)) END AS live) own,
         LATERAL (
-            SELECT sum(k.used + ledger_slots_live(k.slots, k.slot_at, k.live, greatest(k.slot_at, p_at))) AS used,
-                sum(k.held) AS held
-            FROM limits_limitcounter k WHERE l.share IS NOT NULL AND k.rule_id = l.rule_id
+            SELECT sum(k.used + m.live) AS used, sum(k.held) AS held,
+                sum(greatest(k.used + k.held + m.live - k.share, 0)) AS owed
+            FROM limits_limitcounter k, ledger_slots_live(k.slots, k.slot_at, k.live, greatest(k.slot_at, p_at)) AS m (live)
+            WHERE l.share IS NOT NULL AND k.rule_id = l.rule_id
                 AND k.owner_id = l.owner_id AND k.window_start = l.window_start AND k.id <> l.id) o
     WHERE l.id = ANY (p_ids)
     ORDER BY l.id
@@ -218,27 +224,19 @@ $$;
 -- Adds to the locked rows, in one turn: what is admitted and what has ended.
 CREATE FUNCTION ledger_move_windows(p_shifts ledger_shift[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    now_at bigint := floor(extract(epoch FROM clock_timestamp()));
-    minutes boolean;
-    others boolean;
+    at bigint := floor(extract(epoch FROM clock_timestamp()));
 BEGIN
-    SELECT bool_or(s.kind = ascii('m')), bool_or(s.kind <> ascii('m')) INTO minutes, others FROM unnest(p_shifts) s;
-    IF others THEN
-        UPDATE limits_limitcounter l SET held = l.held + d.held, used = l.used + d.used, moved_at = now_at
-        FROM (SELECT s.counter, sum(s.held) AS held, sum(s.used) AS used FROM unnest(p_shifts) s
-              WHERE s.kind <> ascii('m') GROUP BY 1) d
-        WHERE l.id = d.counter AND (d.held <> 0 OR d.used <> 0);
-    END IF;
-    IF minutes THEN
-        UPDATE limits_limitcounter l SET (slots, slot_at, live, moved_at) = (
-            SELECT m.slots, m.slot_at, m.live, now_at FROM ledger_slots_move(l.slots, l.slot_at, l.live, d.seconds,
-                d.amounts, greatest(l.slot_at, now_at)) m)
-        FROM (SELECT b.counter, array_agg(b.second) AS seconds, array_agg(b.amount) AS amounts FROM (
-                  SELECT s.counter, s.second, sum(s.held + s.used) AS amount FROM unnest(p_shifts) s
-                  WHERE s.kind = ascii('m') GROUP BY 1, 2) b
-              WHERE b.amount <> 0 GROUP BY 1) d
-        WHERE l.id = d.counter;
-    END IF;
+    UPDATE limits_limitcounter l SET (used, held, slots, slot_at, live, moved_at) = (
+        SELECT l.used + d.used, l.held + d.held, l.slots, l.slot_at, l.live, at WHERE d.seconds IS NULL
+        UNION ALL
+        SELECT l.used, l.held, m.slots, m.slot_at, m.live, at
+        FROM ledger_slots_move(l.slots, l.slot_at, l.live, d.seconds, d.amounts, greatest(l.slot_at, at)) m
+        WHERE d.seconds IS NOT NULL)
+    FROM (SELECT s.counter, sum(s.held) AS held, sum(s.used) AS used,
+              array_agg(s.second) FILTER (WHERE s.kind = ascii('m')) AS seconds,
+              array_agg(s.held + s.used) FILTER (WHERE s.kind = ascii('m')) AS amounts
+          FROM unnest(p_shifts) s WHERE s.held <> 0 OR s.used <> 0 GROUP BY 1) d
+    WHERE l.id = d.counter;
 END $$;
 
 -- Shares out what is left of the windows of these requests, which have all rows of them locked: to the rows that were
@@ -262,3 +260,12 @@ CREATE FUNCTION ledger_share(p_asks ledger_ask[]) RETURNS void LANGUAGE sql AS $
         share = s.taken + CASE WHEN s.active THEN floor(s.rest / s.n) ELSE 0 END
     FROM shared s WHERE l.id = s.id AND s.rows > 1
 $$;
+
+-- As in limits' 0004, but nobody is at the counters meanwhile: a row that is being made beside them would be overlooked,
+-- and would stay without the first one, which knows of all that was used.
+CREATE OR REPLACE FUNCTION limits_forget(p_rule bigint, p_owner bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE ledger_hold IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM limits_limitcounter WHERE rule_id = p_rule AND owner_id = COALESCE(p_owner, owner_id)
+        AND (window_end IS NULL OR window_end > now() - interval '3 days');
+END $$;
