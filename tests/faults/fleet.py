@@ -91,9 +91,11 @@ class Fleet:
     def start(self) -> Process:
         number = len(self.processes)
         path = self.logs / f"server-{os.getpid()}-{number}.log"
+        # Every second one moves counters of its own, beside those that the others share.
+        module = "tests.faults.busy_server" if number % 2 else "gateway.server"
         with path.open("wb") as log:
             popen = children.start(
-                [sys.executable, "-m", "gateway.server", "--fd", str(self.listener.fileno())],
+                [sys.executable, "-m", module, "--fd", str(self.listener.fileno())],
                 env=self.environment,
                 output=log,
                 cwd=ROOT,

@@ -119,6 +119,12 @@ def cut_now_and_then(link: Any, every: int) -> None:
     link.call = cut
 
 
+def be_hot(heat: Any) -> None:
+    """As if we had waited long for every counter."""
+    heat._until = {(0, 0): float("inf")}
+    heat._hot = lambda subject, now=None: True
+
+
 async def work(desk: Any, plan: dict[str, Any]) -> dict[str, int]:
     counts: dict[str, int] = {}
     lanes = [Lane(desk, key, plan, counts) for key in plan["keys"] for _ in range(plan["lanes"])]
@@ -140,6 +146,8 @@ def main() -> None:
     desk = Desk()
     if plan.get("cut_every"):
         cut_now_and_then(desk.writer.link, plan["cut_every"])
+    if plan.get("hot"):
+        be_hot(desk.writer.heat)
     print("ready", flush=True)
     sys.stdin.readline()
     counts = asyncio.run(work(desk, plan))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from gateway import clock as processes_clock
+from gateway.identifiers import uuid7
 from gateway.ledger.desk import Desk
 from gateway.ledger.models import Hold, Process, UsageRecord
 from gateway.ledger.sweeper import LEASE_SECONDS, sweep
 from gateway.ledger.verification import verify
 from gateway.limits.models import LimitCounter, LimitRule
+from gateway.limits.windows import window_at
 from tenants.models import APIKey
-from tests.ledger.looking import until
 from tests.limits.clock import Clock, clock  # noqa: F401
-from tests.limits.desk_process import TOKENS, Lane
+from tests.limits.desk_process import TOKENS, Lane, be_hot, facts
 from tests.limits.test_decisions import MakeRule, db
 
 MINUTE = 61  # seconds after which a sliding minute has forgotten
@@ -36,10 +38,9 @@ class Client:
         await self.beat()
 
     async def beat(self) -> None:
-        writer = self.desk.writer
-        writer._next_beat = 0
-        writer.queue.ring()
-        await until(lambda: writer._next_beat > 0)
+        self.desk.writer._next_beat = 0
+        _, caller, _ = await db(facts, self.lane.key)
+        await self.desk.check(caller, 0, uuid7())  # what is asked after a beat is answered after it
 
     async def admit(self) -> Any:
         return await self.lane.admit()
@@ -68,16 +69,20 @@ async def no_drift() -> None:
 
 
 @pytest.mark.parametrize("back", [2, 60, 61, 3_600])
-@pytest.mark.parametrize("before", [2, 5])
+@pytest.mark.parametrize(("before", "hot"), [(2, False), (5, False), (3, True)])
 async def test_a_clock_that_steps_back_lets_nothing_more_through_and_blocks_nobody_for_long(
     client: Client,
     rule: MakeRule,
     back: int,
     before: int,
+    hot: bool,
 ) -> None:
-    """Five a minute, whether the minute was full when the clock stepped or not."""
+    """Five a minute, whether the minute was full when the clock stepped or not, in one row or in several."""
     await db(lambda: rule(metric="requests", per="minute", amount=5))
-    assert await client.ask(before) == before
+    assert await client.ask(1) == 1
+    if hot:
+        be_hot(client.desk.writer.heat)
+    assert await client.ask(before - 1) == before - 1
     await client.step(seconds=-back)
     assert await client.ask(6) == 5 - before
     await no_drift()
@@ -174,6 +179,23 @@ def buried(order: Any, beat: datetime) -> None:
         id=order.request_id, kind="server", host="", pid=0, started_at=beat, heartbeat_at=beat
     )
     Hold.objects.filter(request_id=order.request_id).update(process_id=other.pk)
+
+
+async def test_a_process_that_has_not_heard_the_time_yet_is_told_the_window(
+    client: Client, rule: MakeRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = await db(lambda: rule(metric="requests", per="day", amount=3))
+    day = window_at("day", await db(client.clock.now), ZoneInfo("Asia/Tokyo"))
+    assert day.end is not None
+    midnight = day.end
+    await db(lambda: client.clock.set(midnight + timedelta(minutes=20)))
+    await client.beat()
+    monkeypatch.setattr(processes_clock, "_system_ns", lambda: time.time_ns() - 2_700 * 10**9)
+    assert await client.ask(4) == 3
+    assert client.lane.counts["window"] == 4
+    counter: LimitCounter = await db(lambda: LimitCounter.objects.get(rule_id=mine.pk))
+    assert (counter.window_start, counter.used) == (midnight, 3)
+    await no_drift()
 
 
 @pytest.mark.parametrize("hours", [-50, -5, 50])

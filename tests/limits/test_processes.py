@@ -33,9 +33,10 @@ TOKENS = USAGE["input"] + USAGE["output"]
 
 
 class Desks:
-    """Processes with a desk each."""
+    """Processes with a desk each. Every second one has counters of its own (ledger.heat)."""
 
     def __init__(self) -> None:
+        self.hot = True
         self.running: list[subprocess.Popen[str]] = []
         self.killed: list[subprocess.Popen[str]] = []
 
@@ -54,6 +55,7 @@ class Desks:
                 stdout=subprocess.PIPE,
                 text=True,
             )
+            plan["hot"] = self.hot and len(self.running + started) % 2 == 1
             tell(process, json.dumps(plan))
             started.append(process)
         self.running += started
@@ -186,7 +188,11 @@ def most_in_a_minute(amount: Callable[[Any], int]) -> int:
     )
 
 
-def test_a_hard_budget_is_never_exceeded_and_used_to_its_end(desks: Desks, acme: APIKey, rule: MakeRule) -> None:
+@pytest.mark.parametrize("hot", [False, True])
+def test_a_hard_budget_is_never_exceeded_and_used_to_its_end(
+    desks: Desks, acme: APIKey, rule: MakeRule, hot: bool
+) -> None:
+    desks.hot = hot
     budget = 200 * CHARGE + 12_345
     mine = rule(metric="spend", per="month", currency="USD", amount=budget, hold="hard")
     desks.start(acme, processes=4)
@@ -199,6 +205,7 @@ def test_a_hard_budget_is_never_exceeded_and_used_to_its_end(desks: Desks, acme:
         time.sleep(0.01)
     reports = desks.reports()
     assert 0 < max(seen) <= budget
+    assert not hot or LimitCounter.objects.filter(shard__gt=0).exists()
     booked = records()
     assert {record.charge for record in booked} == {CHARGE}
     assert sum(record.charge for record in booked) <= budget

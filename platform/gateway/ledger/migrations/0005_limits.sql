@@ -1,3 +1,5 @@
+-- For databases that come from here: most of it is replaced by 0009 to 0015, which have the text in force.
+
 -- Limits are decided here, in the batch, with their counter rows locked: admitted means counted. A request that
 -- several limits watch takes from all of them or from none. The rules' own words are in gateway/limits; what
 -- reaches this file are claims: which row, how much is asked of it, how much it may hold.

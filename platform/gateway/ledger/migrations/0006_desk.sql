@@ -1,3 +1,5 @@
+-- For databases that come from here: most of it is replaced by 0009 to 0015, which have the text in force.
+
 -- The desk: one call decides, books and commits a whole batch (design.md 2). No other code writes holds,
 -- records and counters but the sweeper (0007) and ledger/books.py. Rules that order everything here:
 --   * counters are locked before holds, both in id order, by everybody: no deadlocks;

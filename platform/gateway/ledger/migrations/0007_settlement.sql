@@ -1,3 +1,5 @@
+-- For databases that come from here: most of it is replaced by 0009 to 0015, which have the text in force.
+
 -- Settling and sweeping: a hold becomes a record, and what it took from its windows what was really used.
 
 -- The counters of these items are locked. Exactly once: a hold that is there becomes the record; a record of

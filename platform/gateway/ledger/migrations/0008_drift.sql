@@ -1,3 +1,5 @@
+-- For databases that come from here: most of it is replaced by 0009 to 0015, which have the text in force.
+
 -- Do counters say what the ledger says? Compared in one statement, so in one snapshot: what is under way moves the
 -- ledger and its counters together, and is in neither. So a difference stays the same until it is repaired, and a
 -- repair adds the difference, and needs to hold nobody up.

@@ -147,12 +147,11 @@ $$;
 -- Locks the rows of what is asked and given back in id order, after making those that are asked of and missing; of a
 -- request that comes again, all rows of its windows. Afterwards all asks have their counters, but for those of rules
 -- that are no more. What is given back to a counter that is no more needs none: who makes it anew finds the record.
-CREATE FUNCTION ledger_lock_windows(INOUT asks ledger_ask[], INOUT gives ledger_ask[], OUT waits ledger_wait[])
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION ledger_lock_windows(
+    INOUT asks ledger_ask[], INOUT gives ledger_ask[], p_whole boolean, OUT locked bigint[], OUT waits ledger_wait[]
+) LANGUAGE plpgsql AS $$
 DECLARE
-    whole boolean := EXISTS (SELECT FROM unnest(asks) a WHERE a.whole);
     ids bigint[];
-    locked bigint[];
     times timestamptz[];
     astray bigint[];
     missing boolean;
@@ -168,7 +167,7 @@ BEGIN
             gives := ledger_find_windows(gives);
             CONTINUE;
         END IF;
-        IF whole THEN
+        IF p_whole THEN
             SELECT array_agg(DISTINCT u.id) INTO ids FROM (
                 SELECT unnest(ids) AS id UNION ALL
                 SELECT l.id FROM unnest(asks) a JOIN limits_limitcounter l ON l.rule_id = a.rule
@@ -191,7 +190,7 @@ BEGIN
         END IF;
         -- Fewer: one was deleted while we waited for it. Or somebody has made a row and given it a share, before we had
         -- the others. Then all of it again, with what there is now.
-        EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0) AND NOT (whole AND EXISTS (
+        EXIT WHEN COALESCE(array_length(locked, 1), 0) = COALESCE(array_length(ids, 1), 0) AND NOT (p_whole AND EXISTS (
             SELECT FROM unnest(asks) a JOIN limits_limitcounter l ON l.rule_id = a.rule AND l.owner_id = a.owner
                 AND l.window_start = to_timestamp(a.starts) WHERE a.whole AND l.id <> ALL (locked)));
         asks := ledger_find_windows(asks);
@@ -225,27 +224,19 @@ $$;
 -- Adds to the locked rows, in one turn: what is admitted and what has ended.
 CREATE FUNCTION ledger_move_windows(p_shifts ledger_shift[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    now_at bigint := floor(extract(epoch FROM clock_timestamp()));
-    minutes boolean;
-    others boolean;
+    at bigint := floor(extract(epoch FROM clock_timestamp()));
 BEGIN
-    SELECT bool_or(s.kind = ascii('m')), bool_or(s.kind <> ascii('m')) INTO minutes, others FROM unnest(p_shifts) s;
-    IF others THEN
-        UPDATE limits_limitcounter l SET held = l.held + d.held, used = l.used + d.used, moved_at = now_at
-        FROM (SELECT s.counter, sum(s.held) AS held, sum(s.used) AS used FROM unnest(p_shifts) s
-              WHERE s.kind <> ascii('m') GROUP BY 1) d
-        WHERE l.id = d.counter AND (d.held <> 0 OR d.used <> 0);
-    END IF;
-    IF minutes THEN
-        UPDATE limits_limitcounter l SET (slots, slot_at, live, moved_at) = (
-            SELECT m.slots, m.slot_at, m.live, now_at FROM ledger_slots_move(l.slots, l.slot_at, l.live, d.seconds,
-                d.amounts, greatest(l.slot_at, now_at)) m)
-        FROM (SELECT b.counter, array_agg(b.second) AS seconds, array_agg(b.amount) AS amounts FROM (
-                  SELECT s.counter, s.second, sum(s.held + s.used) AS amount FROM unnest(p_shifts) s
-                  WHERE s.kind = ascii('m') GROUP BY 1, 2) b
-              WHERE b.amount <> 0 GROUP BY 1) d
-        WHERE l.id = d.counter;
-    END IF;
+    UPDATE limits_limitcounter l SET (used, held, slots, slot_at, live, moved_at) = (
+        SELECT l.used + d.used, l.held + d.held, l.slots, l.slot_at, l.live, at WHERE d.seconds IS NULL
+        UNION ALL
+        SELECT l.used, l.held, m.slots, m.slot_at, m.live, at
+        FROM ledger_slots_move(l.slots, l.slot_at, l.live, d.seconds, d.amounts, greatest(l.slot_at, at)) m
+        WHERE d.seconds IS NOT NULL)
+    FROM (SELECT s.counter, sum(s.held) AS held, sum(s.used) AS used,
+              array_agg(s.second) FILTER (WHERE s.kind = ascii('m')) AS seconds,
+              array_agg(s.held + s.used) FILTER (WHERE s.kind = ascii('m')) AS amounts
+          FROM unnest(p_shifts) s WHERE s.held <> 0 OR s.used <> 0 GROUP BY 1) d
+    WHERE l.id = d.counter;
 END $$;
 
 -- Shares out what is left of the windows of these requests, which have all rows of them locked: to the rows that were

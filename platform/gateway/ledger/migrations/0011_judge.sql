@@ -7,9 +7,10 @@ DROP FUNCTION ledger_states(ledger_item[], timestamptz);
 
 -- Each decision has what it was decided on, one row per limit: [rule, owner, kind, measure, enforce, starts, ends,
 -- amount, ask, used, held] (ledger/decisions.py reads it). Of a minute, what runs is in used. fits: null if the share
--- of this process did not do, so that the request has to come again, with all rows locked.
-CREATE FUNCTION ledger_judge(p_asks ledger_ask[], p_instant timestamptz) RETURNS ledger_decision[]
-LANGUAGE plpgsql AS $$
+-- of this process did not do, so that the request has to come again, with all rows locked. short: some do not fit.
+CREATE FUNCTION ledger_judge(
+    p_locked bigint[], p_asks ledger_ask[], p_instant timestamptz, OUT decisions ledger_decision[], OUT short boolean
+) LANGUAGE plpgsql AS $$
 DECLARE
     minute constant integer := ascii('m');
     a ledger_ask;
@@ -28,17 +29,18 @@ DECLARE
     current uuid;
     verdict boolean;
     decided numeric[];
-    decisions ledger_decision[] := '{}';
 BEGIN
+    decisions := '{}';
+    short := false;
     SELECT array_agg(s.id), array_agg(s.first), array_agg(s.used), array_agg(s.held), array_agg(s.room),
         array_agg(s.share_of)
     INTO ids, firsts, used, held, room, share_of
-    FROM ledger_window_states((SELECT array_agg(DISTINCT u.counter) FROM unnest(p_asks) u),
-        floor(extract(epoch FROM p_instant))::bigint) s;
+    FROM ledger_window_states(p_locked, floor(extract(epoch FROM p_instant))::bigint) s;
     FOREACH a IN ARRAY p_asks || NULL::ledger_ask LOOP
         IF a.request_id IS DISTINCT FROM current THEN
             IF current IS NOT NULL THEN
                 decisions := decisions || ROW(current, decided, verdict)::ledger_decision;
+                short := short OR verdict IS NOT TRUE;
                 FOR n IN 1 .. CASE WHEN verdict THEN 0 ELSE mine END LOOP  -- all or none
                     k := rows[n];
                     p := array_position(ids, firsts[k]);
@@ -81,7 +83,6 @@ BEGIN
             room[k] := room[k] - a.ask;
         END IF;
     END LOOP;
-    RETURN decisions;
 END $$;
 
 -- A prepaid limit was short, and has credit that has expired and that nobody has closed yet: what was paid with it

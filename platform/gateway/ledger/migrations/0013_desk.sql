@@ -45,7 +45,6 @@ DECLARE
     held uuid[];
     known boolean := p_retry;
     swept uuid[] := '{}';
-    catalogue bigint;
     deltas ledger_delta[];
     more ledger_delta[];
     asks ledger_ask[];
@@ -58,6 +57,12 @@ DECLARE
     more_waits ledger_wait[];
     instant timestamptz := now();
     begins boolean;
+    alone boolean := false;
+    whole boolean := false;
+    short boolean;
+    latest bigint;  -- begin and earliest end of the claims' windows
+    earliest bigint;
+    ids bigint[];
     ends boolean;
     first_use boolean;
     lowered boolean;
@@ -106,14 +111,15 @@ BEGIN
     -- counter starts from.
     IF begins THEN
         asks := ledger_asks(items);
-    END IF;
-    IF owners IS NOT NULL THEN
         -- Whoever finds only its own row missing makes that beside the others. But if the first one is missing too, as
         -- for all processes at once when a window begins, nobody may enter in the weaker mode and then ask for more.
-        IF EXISTS (SELECT FROM unnest(asks) a WHERE a.counter IS NULL
-                   AND (a.shard = 0 OR ledger_first_row(a.rule, a.owner, a.starts) IS NULL)
-                   AND (a.everybody OR ledger_is_sharded(a.tenant)))
-        THEN
+        SELECT COALESCE(bool_or(a.counter IS NULL AND (a.everybody OR ledger_is_sharded(a.tenant))
+                AND (a.shard = 0 OR ledger_first_row(a.rule, a.owner, a.starts) IS NULL)), false),
+            max(a.starts), min(a.ends) FILTER (WHERE a.ends >= 0), COALESCE(bool_or(a.whole), false)
+        INTO alone, latest, earliest, whole FROM unnest(asks) a;
+    END IF;
+    IF owners IS NOT NULL THEN
+        IF alone THEN
             LOCK TABLE ledger_hold IN SHARE ROW EXCLUSIVE MODE;
         ELSE
             LOCK TABLE ledger_hold IN ROW EXCLUSIVE MODE;
@@ -121,22 +127,24 @@ BEGIN
     END IF;
 
     IF begins THEN
-        -- Admissions and checks: are the facts that they were prepared with still the facts?
-        SELECT version INTO catalogue FROM catalogue_catalogueversion;
         -- The caller's clock was in another window than ours: it asks again, with our time.
-        SELECT COALESCE(array_agg(a.request_id), '{}') INTO no FROM unnest(asks) a
-        WHERE extract(epoch FROM now()) < a.starts OR (a.ends >= 0 AND extract(epoch FROM now()) >= a.ends);
+        IF extract(epoch FROM now()) < latest OR extract(epoch FROM now()) >= earliest THEN
+            SELECT COALESCE(array_agg(a.request_id), '{}') INTO no FROM unnest(asks) a
+            WHERE extract(epoch FROM now()) < a.starts OR (a.ends >= 0 AND extract(epoch FROM now()) >= a.ends);
+        END IF;
+        -- Admissions and checks: are the facts that they were prepared with still the facts?
         SELECT array_agg(i) FILTER (WHERE v.verdict = 'ok'),
+            array_agg(i) FILTER (WHERE v.verdict = 'ok' AND i.op = 'a'),
             COALESCE(array_agg(json_build_array(i.request_id, v.verdict, now())) FILTER (WHERE v.verdict <> 'ok'), '{}')
-        INTO checked, refused
-        FROM unnest(items) i
+        INTO checked, admits, refused
+        FROM (SELECT version AS catalogue FROM catalogue_catalogueversion) s, unnest(items) i
         LEFT JOIN tenants_tenant t ON t.id = i.tenant_id
         LEFT JOIN tenants_apikey k ON k.id = i.key_id,
         LATERAL (SELECT CASE
             -- The first decision stands: the hold is durable, and nobody would release it.
             WHEN p_retry AND i.op = 'a' AND EXISTS (SELECT FROM ledger_hold h WHERE h.request_id = i.request_id) THEN 'ok'
             WHEN t.version IS DISTINCT FROM i.tenant_version OR k.version IS DISTINCT FROM i.key_version
-                OR catalogue IS DISTINCT FROM i.catalogue_version THEN 'stale'
+                OR s.catalogue IS DISTINCT FROM i.catalogue_version THEN 'stale'
             WHEN i.limits IS NOT NULL THEN 'stale'  -- of a server from before 0009: its limits say nothing to us
             WHEN k.status <> 'active' OR k.expires_at <= now() THEN 'refused'
             WHEN t.status <> 'active' THEN 'suspended'
@@ -148,9 +156,11 @@ BEGIN
             PERFORM ledger_keep_early_refusals(checked, instant);
         END IF;
         -- A batch that is sent again may have been admitted, settled or swept already: then nothing is decided anew.
-        SELECT array_agg(i) INTO admits FROM unnest(checked) i WHERE i.op = 'a'
-            AND NOT (p_retry AND (EXISTS (SELECT FROM ledger_usagerecord r WHERE r.request_id = i.request_id)
-                                  OR EXISTS (SELECT FROM ledger_hold h WHERE h.request_id = i.request_id)));
+        IF p_retry THEN
+            SELECT array_agg(i) INTO admits FROM unnest(admits) i
+            WHERE NOT EXISTS (SELECT FROM ledger_usagerecord r WHERE r.request_id = i.request_id)
+                AND NOT EXISTS (SELECT FROM ledger_hold h WHERE h.request_id = i.request_id);
+        END IF;
         IF cardinality(refused) > 0 OR p_retry THEN
             SELECT array_agg(a) INTO asks FROM unnest(asks) a
             WHERE EXISTS (SELECT FROM unnest(admits) i WHERE i.request_id = a.request_id);
@@ -161,21 +171,22 @@ BEGIN
     END IF;
 
     IF asks IS NOT NULL OR gives IS NOT NULL THEN
-        SELECT * INTO asks, gives, more_waits FROM ledger_lock_windows(asks, gives);
+        SELECT * INTO asks, gives, ids, more_waits FROM ledger_lock_windows(asks, gives, whole);
         waits := waits || more_waits;
     END IF;
     IF asks IS NOT NULL THEN
         -- Decided now that the rows are ours, and so it starts now, to the second in which it is counted. If we
         -- waited into another window it asks again.
         instant := clock_timestamp();
-        SELECT COALESCE(array_agg(DISTINCT a.request_id), '{}') INTO no FROM unnest(asks) a
-        WHERE a.ends >= 0 AND extract(epoch FROM instant) >= a.ends;
-        IF no <> '{}' THEN
-            SELECT refused || array_agg(json_build_array(r, 'window', instant)) INTO refused FROM unnest(no) r;
+        no := '{}';
+        IF extract(epoch FROM instant) >= earliest THEN
+            SELECT COALESCE(array_agg(DISTINCT a.request_id), '{}') INTO no FROM unnest(asks) a
+            WHERE a.ends >= 0 AND extract(epoch FROM instant) >= a.ends;
+            SELECT refused || COALESCE(array_agg(json_build_array(r, 'window', instant)), '{}') INTO refused FROM unnest(no) r;
             SELECT array_agg(a) INTO asks FROM unnest(asks) a WHERE a.request_id <> ALL (no);
         END IF;
-        decisions := ledger_judge(asks, instant);
-        IF EXISTS (SELECT FROM unnest(decisions) d WHERE d.fits IS NOT TRUE) THEN
+        SELECT * INTO decisions, short FROM ledger_judge(ids, asks, instant);
+        IF short THEN
             SELECT array_agg(d) INTO refusals FROM unnest(decisions) d WHERE NOT d.fits;
             SELECT no || array_agg(d.request_id), refused || COALESCE(array_agg(json_build_array(d.request_id, 'again'))
                 FILTER (WHERE d.fits IS NULL), '{}')
@@ -227,7 +238,7 @@ BEGIN
     IF shifts IS NOT NULL THEN
         PERFORM ledger_move_windows(shifts);
     END IF;
-    IF EXISTS (SELECT FROM unnest(asks) a WHERE a.whole) THEN
+    IF whole THEN
         PERFORM ledger_share(asks);
     END IF;
 

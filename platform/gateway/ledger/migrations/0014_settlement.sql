@@ -163,7 +163,7 @@ BEGIN
     INTO gives FROM ledger_hold h, ledger_claim_rows(h.claims) c WHERE h.request_id = ANY (ids);
     IF gives IS NOT NULL THEN
         gives := ledger_find_windows(gives);
-        SELECT l.gives INTO gives FROM ledger_lock_windows(NULL, gives) l;
+        SELECT l.gives INTO gives FROM ledger_lock_windows(NULL, gives, false) l;
     END IF;
     WITH gone AS (
         DELETE FROM ledger_hold WHERE request_id = ANY (ids) RETURNING *
@@ -212,7 +212,7 @@ BEGIN
     IF moved IS NULL THEN
         RETURN;
     END IF;
-    SELECT l.gives INTO moved FROM ledger_lock_windows(NULL, moved) l;
+    SELECT l.gives INTO moved FROM ledger_lock_windows(NULL, moved, false) l;
     PERFORM ledger_move_windows(array_agg(ROW(a.counter, a.kind, 0, a.real, a.second)::ledger_shift))
     FROM unnest(moved) a WHERE a.counter IS NOT NULL;
 END $$;
