@@ -210,15 +210,14 @@ def test_a_minute_that_is_moved_on_step_by_step_is_the_same_minute(
         newest = max(clock, slot_at or clock)
         with connection.cursor() as cursor:
             if slot_at is not None:
-                cursor.execute(
-                    "SELECT ledger_slots_live(%s::bigint[], %s, %s, %s)", [slots, slot_at, live, newest]
-                )
+                cursor.execute("SELECT ledger_slots_live(%s::bigint[], %s, %s, %s)", [slots, slot_at, live, newest])
                 assert cursor.fetchone()[0] == sum(a for s, a in model.items() if s > newest - 61)
             if not added:
                 continue
             seconds, amounts = [clock + s for s, _ in added], [a for _, a in added]
             cursor.execute(
-                "SELECT * FROM ledger_slots_move(%s::bigint[], %s::bigint, %s::bigint, %s::bigint[], %s::numeric[], %s)",
+                "SELECT * FROM ledger_slots_move(%s::bigint[], %s::bigint, %s::bigint, %s::bigint[], "
+                "%s::numeric[], %s)",
                 [slots, slot_at, live, seconds, amounts, newest],
             )
             slots, slot_at, live = cursor.fetchone()

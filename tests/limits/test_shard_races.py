@@ -15,7 +15,7 @@ from gateway.ledger.items import Item, Order
 from gateway.ledger.models import Hold
 from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
-from gateway.limits.claims import Claim, make_claim
+from gateway.limits.claims import make_claim
 from gateway.limits.facts import load_model_rules, load_rules
 from gateway.limits.models import LimitCounter, LimitRule, Plan, PlanMembership
 from tenants.models import APIKey
@@ -264,9 +264,7 @@ def test_a_swept_key_that_had_no_row_but_a_process_own(process: Start, ask: Admi
     assert verify().drift == []
 
 
-def test_a_limit_that_observes_refuses_nobody_and_counts_all(
-    process: Start, ask: Admission, rule: MakeRule
-) -> None:
+def test_a_limit_that_observes_refuses_nobody_and_counts_all(process: Start, ask: Admission, rule: MakeRule) -> None:
     mine = rule(metric="tokens", per="day", amount=99, mode="observe")
     one, two = process(1), process(2)
     items = [(one, ask(one, 90)), (two, ask(two, 90)), (one, ask(one, 90)), (two, ask(two, 90))]

@@ -191,7 +191,7 @@ class Scene:
         if self.model.metric != "tokens":
             held = sum(request.taken for request in self.model.running)
             used = sum(request.taken for request in self.model.ended)
-            assert ((sums["used"] or 0), (sums["held"] or 0)) in ((used, held), (0, 0) if not rows else (used, held))
+            assert not rows or (sums["used"], sums["held"]) == (used, held)
         if sums["share"] is not None and sums["share_of"] is not None:
             assert sums["share"] <= sums["share_of"]
             assert {row.share_of for row in rows} <= {sums["share_of"], None}
@@ -202,7 +202,9 @@ class Scene:
 def tenant_with(metric: str, number: int) -> APIKey:
     tenant = Tenant.objects.create(slug=f"{metric}-{number}".replace("_", "-"), name="One", allowed_models=["*"])
     key = APIKey.objects.create(public_id=f"{metric[:4]}{number:08}", tenant=tenant, name="key")
-    fields: dict[str, Any] = {"spend": {"per": "month", "currency": "USD"}, "tokens": {"per": "minute"}}.get(metric, {})
+    fields: dict[str, Any] = {"spend": {"per": "month", "currency": "USD"}, "tokens": {"per": "minute"}}.get(
+        metric, {}
+    )
     LimitRule.objects.create(tenant=tenant, metric=metric, amount=10**9, **({"per": ""} | fields))
     return key
 
