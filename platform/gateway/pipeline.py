@@ -11,13 +11,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from gateway import routing
+from gateway.catalogue.snapshot import Catalogue
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -31,6 +32,7 @@ from gateway.ledger import desk
 from gateway.ledger.items import Ending
 from gateway.limits import rate_headers
 from gateway.limits.expectations import expectations
+from gateway.limits.facts import Rule
 from gateway.limits.refusals import refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
@@ -181,19 +183,7 @@ async def _admit(call: Call) -> Route:
         snapshot = await catalogue()
         rules = await rules_of(call.caller)
         try:
-            route = routing.choose_route(
-                snapshot,
-                call.caller,
-                request_id=call.request_id,
-                endpoint=call.endpoint,
-                name=call.model,
-                body=call.body,
-                stream=call.stream,
-                include_usage=call.include_usage,
-                rules=rules,
-                now=now,
-                lowered=lowered,
-            )
+            route = _routed(call, snapshot, rules, now, lowered)
         except GatewayError as exc:
             # A refusal on old facts would be a false one.
             kept = routing.early_refusal(exc, snapshot, call.caller, call.model, now)
@@ -201,7 +191,6 @@ async def _admit(call: Call) -> Route:
             if verdict == "ok":
                 raise
         else:
-            route.order.client_request_id, route.order.end_user = call.client_request_id, call.end_user
             verdict, detail = await desk.current().admit(route.order)
             if verdict == "ok":
                 _admitted(call, route, lowered)
@@ -214,6 +203,26 @@ async def _admit(call: Call) -> Route:
                 continue
         call.caller = await _refresh(verdict, call.caller, call.reload)
     raise Unavailable("The service is being reconfigured. Please try again.", retry_after=1)
+
+
+def _routed(
+    call: Call, snapshot: Catalogue, rules: Sequence[Rule], now: datetime | None, lowered: int | None
+) -> Route:
+    route = routing.choose_route(
+        snapshot,
+        call.caller,
+        request_id=call.request_id,
+        endpoint=call.endpoint,
+        name=call.model,
+        body=call.body,
+        stream=call.stream,
+        include_usage=call.include_usage,
+        rules=rules,
+        now=now,
+        lowered=lowered,
+    )
+    route.order.client_request_id, route.order.end_user = call.client_request_id, call.end_user
+    return route
 
 
 def _admitted(call: Call, route: Route, lowered: int | None) -> None:

@@ -50,7 +50,10 @@ class Route:
     rules: dict[int, Rule]
     need: Need
     cap: int  # on the completion of one choice; 0: none
-    choices: int
+
+    @property
+    def choices(self) -> int:
+        return self.request.get("n") or 1
 
 
 def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
@@ -83,12 +86,9 @@ def choose_route(
     facts = find_model(catalogue, caller, name)
     now = now or clock.now()
     target, charge_rates = _served(facts, caller, name, now)
-    request, cap = _capped(body, facts)
-    if lowered is not None:
-        request, cap = _lowered(request, lowered), lowered
-    choices = body.get("n") or 1
+    request, cap = _capped(body, facts, lowered)
     watching = applicable(rules, facts.id, caller.currency)
-    need = _need(request, watching, caller.key_id, facts.id, cap, choices)
+    need = _need(request, watching, caller.key_id, facts.id, cap)
     order = Order(
         request_id=request_id,
         caller=caller,
@@ -106,9 +106,8 @@ def choose_route(
         lowered=lowered,
         claims=_claims(watching, need, charge_rates, caller, now, name) if watching else [],
     )
-    face = _face(facts, request_id, include_usage)
-    known = {rule.id: rule for rule in watching}
-    return Route(order, adapter_for(target.protocol), target, request, face, known, need, cap, choices)
+    adapter, face = adapter_for(target.protocol), _face(facts, request_id, include_usage)
+    return Route(order, adapter, target, request, face, {rule.id: rule for rule in watching}, need, cap)
 
 
 def _served(facts: ModelFacts, caller: Caller, name: str, now: datetime) -> tuple[Target, Rates | None]:
@@ -191,9 +190,10 @@ def _lowered(request: dict[str, Any], cap: int) -> dict[str, Any]:
     return {**request, **dict.fromkeys(set_already or ["max_tokens"], cap)}
 
 
-def _need(request: dict[str, Any], rules: Sequence[Rule], key_id: int, model_id: int, cap: int, choices: int) -> Need:
+def _need(request: dict[str, Any], rules: Sequence[Rule], key_id: int, model_id: int, cap: int) -> Need:
     """Expected and worst use. The worst case is worked out only where a hard limit asks for it."""
     hard = any(rule.hold == "hard" for rule in rules)
+    choices = request.get("n") or 1
     return Need(
         input_expected=tokens.guess_request(request),
         output_expected=expectations.expect(key_id, model_id, cap) * choices,
@@ -217,8 +217,10 @@ def _most_input(request: dict[str, Any]) -> int | None:
     return len(orjson.dumps(told)) + 64 * (len(messages) + 1)
 
 
-def _capped(body: dict[str, Any], facts: ModelFacts) -> tuple[dict[str, Any], int]:
+def _capped(body: dict[str, Any], facts: ModelFacts, lowered: int | None) -> tuple[dict[str, Any], int]:
     """The request with a cap on its output where it sets none, and the cap that is in force (0: none)."""
+    if lowered is not None:
+        return _lowered(body, lowered), lowered
     most = facts.max_output_tokens
     for name in CAPS:
         asked = body.get(name)
