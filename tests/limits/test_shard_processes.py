@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from gateway.catalogue.models import Model
+from gateway.ledger.models import Hold
+from gateway.ledger.sweeper import sweep
+from gateway.ledger.verification import verify
+from gateway.limits.models import LimitCounter, LimitRule
+from tenants.models import APIKey
 from tests.limits.test_processes import (
     CHARGE,
     TOKENS,
-    APIKey,
     Desks,
-    Hold,
-    LimitCounter,
-    LimitRule,
     MakeRule,
-    Model,
     admitted,
     deadlocks,
     decided_within,
@@ -22,11 +23,9 @@ from tests.limits.test_processes import (
     most_in_a_minute,
     quiet,
     records,
-    sweep,
     total_used,
     true_books,
     until_left,
-    verify,
 )
 
 __all__ = ["desks"]
@@ -73,7 +72,7 @@ def test_a_killed_process_with_rows_leaves_no_holds_and_no_drift(
     desks: Desks, acme: APIKey, chat_model: Model, rule: MakeRule
 ) -> None:
     """And the limit is begun anew, and raised, while they are at it."""
-    budget = rule(metric="spend", per="total", currency="USD", amount=120 * CHARGE, hold="hard")
+    budget = rule(metric="spend", per="total", currency="USD", amount=60 * CHARGE, hold="hard")
     flight = rule(model=chat_model, metric="in_flight", per="", amount=16)
     minute = rule(metric="tokens", per="minute", amount=400 * TOKENS)
     (victim,) = desks.start(acme, shards=True)

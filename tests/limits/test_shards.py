@@ -35,7 +35,7 @@ MakeOrder = Callable[..., Order]
 MakeRule = Callable[..., LimitRule]
 Start = Callable[[int], Process]
 
-slow = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+slow = settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
 PROCESSES = 3
 asks = st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=4)
 one_step = st.one_of(
