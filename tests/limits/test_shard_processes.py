@@ -72,7 +72,7 @@ def test_a_killed_process_with_rows_leaves_no_holds_and_no_drift(
     desks: Desks, acme: APIKey, chat_model: Model, rule: MakeRule
 ) -> None:
     """And the limit is begun anew, and raised, while they are at it."""
-    budget = rule(metric="spend", per="total", currency="USD", amount=60 * CHARGE, hold="hard")
+    budget = rule(metric="spend", per="total", currency="USD", amount=120 * CHARGE, hold="hard")
     flight = rule(model=chat_model, metric="in_flight", per="", amount=16)
     minute = rule(metric="tokens", per="minute", amount=400 * TOKENS)
     (victim,) = desks.start(acme, shards=True)
