@@ -185,3 +185,45 @@ def test_a_guess_alone_never_exceeds_a_limit(changes: dict[str, str], amount: in
     mine = replace(rule("b", amount), **changes)  # type: ignore[arg-type]
     (claim,) = claims_for([mine], need=need, rates=None, zone=ZoneInfo("UTC"), now=datetime(2026, 1, 1, tzinfo=UTC))
     assert claim.ask == ask
+
+
+events = st.lists(
+    st.tuples(st.integers(-70, 90), st.lists(st.tuples(st.integers(-70, 3), st.integers(-50, 50)), max_size=4)),
+    max_size=15,
+)
+
+
+@pytest.mark.django_db
+@slow
+@given(events)
+@example([(0, [(0, 5)]), (5, [(-5, -5)]), (-3, [(0, 7)]), (61, [(0, 1)]), (62, [(-61, 9), (1, 9)]), (20, [])])
+def test_a_minute_that_is_moved_on_step_by_step_is_the_same_minute(
+    turns: list[tuple[int, list[tuple[int, int]]]],
+) -> None:
+    """ledger_slots_move and ledger_slots_live, which do not add everything up: beside a dict that does.
+
+    The clock goes on, stands, leaps and steps back; what is given back is negative; what comes late may be too late.
+    """
+    model, slots, slot_at, live, clock = dict[int, int](), None, None, None, 1_800_000_000
+    for step, added in turns:
+        clock += step
+        newest = max(clock, slot_at or clock)
+        with connection.cursor() as cursor:
+            if slot_at is not None:
+                cursor.execute("SELECT ledger_slots_live(%s::bigint[], %s, %s, %s)", [slots, slot_at, live, newest])
+                assert cursor.fetchone()[0] == sum(a for s, a in model.items() if s > newest - 61)
+            if not added:
+                continue
+            seconds, amounts = [clock + s for s, _ in added], [a for _, a in added]
+            cursor.execute(
+                "SELECT * FROM ledger_slots_move(%s::bigint[], %s::bigint, %s::bigint, %s::bigint[], "
+                "%s::numeric[], %s)",
+                [slots, slot_at, live, seconds, amounts, newest],
+            )
+            slots, slot_at, live = cursor.fetchone()
+            for second, amount in zip(seconds, amounts, strict=True):
+                if newest - 61 < second <= newest:
+                    model[second] = model.get(second, 0) + amount
+            model = {s: a for s, a in model.items() if s > newest - 61}
+            assert (slot_at, live) == (newest, sum(model.values()))
+            assert slots == [sum(a for s, a in model.items() if s % 61 == n) for n in range(61)]
