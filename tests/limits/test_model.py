@@ -1,9 +1,10 @@
 """The desk's SQL against a slow model that is obviously right: batches of anything, from processes with and without
-counters of their own, at times of our choosing."""
+counters of their own, at times of our choosing. MODEL_EXAMPLES asks for more of them."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -42,6 +43,7 @@ KINDS: list[dict[str, Any]] = [
     {"metric": "spend", "per": "total", "currency": "USD"},
 ]
 AMOUNTS = {"requests": (1, 12), "tokens": (20, 300), "in_flight": (1, 6), "spend": (20_000, 300_000)}
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "15"))
 numbers = count()
 
 kinds = st.sampled_from(KINDS).flatmap(
@@ -52,7 +54,9 @@ kinds = st.sampled_from(KINDS).flatmap(
 few = st.integers(0, 40)
 admissions = st.tuples(st.just("admit"), st.sampled_from([0, 1, 2]), few, few)
 endings = st.tuples(st.sampled_from(["settle", "fail", "release"]), st.integers(0, 30), few, few)
-batches = st.tuples(st.just("batch"), st.integers(0, 3), st.lists(admissions | admissions | endings, min_size=2, max_size=7))
+batches = st.tuples(
+    st.just("batch"), st.integers(0, 3), st.lists(admissions | admissions | endings, min_size=2, max_size=7)
+)
 waits = st.tuples(st.just("wait"), st.floats(0.1, 70), st.just(None))
 deaths = st.tuples(st.just("die"), st.integers(0, 3), st.just(None))
 
@@ -209,7 +213,7 @@ class Run:
 @pytest.mark.django_db(transaction=True)
 @settings(  # no shrinking: an example takes its time, and says all by itself
     deadline=None,
-    max_examples=40,
+    max_examples=EXAMPLES,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
