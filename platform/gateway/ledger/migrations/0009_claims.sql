@@ -42,7 +42,7 @@ $$;
 CREATE FUNCTION ledger_asks(p_items ledger_item[]) RETURNS ledger_ask[] LANGUAGE sql STABLE AS $$
     SELECT array_agg(ROW(i.ordinality, i.request_id, i.tenant_id, c.rule, c.owner, c.kind, c.measure, c.enforce,
         c.starts, c.ends, c.amount, c.ask, c.everybody, c.shard, COALESCE(i.whole, false), 0, NULL,
-        l.id)::ledger_ask)
+        l.id)::ledger_ask ORDER BY i.ordinality, c.rule)
     FROM unnest(p_items) WITH ORDINALITY i, ledger_claim_rows(i.claims) c
     LEFT JOIN limits_limitcounter l ON l.rule_id = c.rule AND l.owner_id = c.owner
         AND l.window_start = to_timestamp(c.starts) AND l.shard = c.shard
