@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from gateway.catalogue.models import Model
 from gateway.ledger.items import Order
 from gateway.limits.claims import Need, applicable, claims_for
 from gateway.limits.facts import load_model_rules, load_rules
-from gateway.limits.models import LimitRule
+from gateway.limits.models import LimitRule, Plan, PlanMembership
 from tenants.facts import load_callers
 from tenants.models import APIKey
 from tests.ledger.conftest import (  # noqa: F401
@@ -50,3 +51,25 @@ def rule(acme: APIKey) -> Callable[..., LimitRule]:  # noqa: F811
         return LimitRule.objects.create(**subject)
 
     return make
+
+
+@pytest.fixture
+def watched(rule: Callable[..., LimitRule], acme: APIKey, chat_model: Model) -> list[LimitRule]:  # noqa: F811
+    """Rules of every kind on every subject."""
+    plan = Plan.objects.create(slug="basic", name="Basic")
+    PlanMembership.objects.create(tenant=acme.tenant, plan=plan)
+    much: dict[str, Any] = {"amount": 10**12}
+    return [
+        rule(metric="requests", per="minute", **much),
+        rule(metric="requests", per="day", **much),
+        rule(metric="tokens", per="minute", **much),
+        rule(metric="tokens", per="day", tokens="input", **much),
+        rule(key=acme, metric="tokens", per="day", tokens="output", **much),
+        rule(metric="in_flight", per="", **much),
+        rule(metric="spend", per="month", currency="USD", **much),
+        rule(metric="spend", per="total", currency="USD", **much),
+        rule(model=chat_model, metric="tokens", per="day", **much),
+        rule(tenant=acme.tenant, model=chat_model, metric="spend", per="day", currency="USD", **much),
+        rule(plan=plan, metric="tokens", per="day", **much),
+        rule(plan=plan, metric="spend", per="week", currency="USD", mode="observe", **much),
+    ]

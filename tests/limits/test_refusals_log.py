@@ -82,6 +82,26 @@ def test_the_sampler_keeps_a_few_a_second_and_counts_the_rest() -> None:
     assert sampler.weight(8, now=100.5) == 1
 
 
+def test_what_was_not_kept_goes_with_one_request_alone() -> None:
+    sampler = Sampler()
+    for kept in (True, True, True, False, False):
+        sampler.weight(7, now=100.5)
+        sampler.refused(7, kept=kept, now=100.5)
+    assert [sampler.weight(7, now=101.0) for _ in range(3)] == [3, 1, 1]  # at once, before any is answered
+    sampler.spare(7, 3)  # the first is admitted
+    assert sampler.weight(7, now=101.0) == 3
+
+
+async def test_a_flood_at_once_stands_for_exactly_so_many(desk: Desk, limited: MakeOrder, rule: MakeRule) -> None:
+    await db(lambda: rule(metric="requests", per="day", amount=0))
+    for _ in range(3):
+        orders = await db(lambda: [limited() for _ in range(30)])
+        assert {verdict for verdict, _ in await asyncio.gather(*map(desk.admit, orders))} == {"limited"}
+    await asyncio.sleep(1.1)  # what this second's quota has left out goes with the next that is kept
+    await desk.admit(await db(limited))
+    assert await db(lambda: sum(Refusal.objects.values_list("stands_for", flat=True))) == 91
+
+
 async def test_a_lowered_request_that_is_admitted_says_so(desk: Desk, limited: MakeOrder, rule: MakeRule) -> None:
     await db(lambda: rule(metric="tokens", per="day", amount=25, hold="hard"))
     mine = await db(limited)

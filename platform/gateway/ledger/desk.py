@@ -53,7 +53,7 @@ class Desk:
         if order.claims:
             item["claims"] = heat.spread(order.claims, tenant)
             item["keep"] = self._refusals.weight(key_id)
-        row = await self._decide(item)
+        row = await self._decide_kept(item, "limited")
         if row[1] == "ok":
             if row[2] is None:  # sent twice, and swept in between: too late to begin
                 raise Unavailable("The service is temporarily unavailable.", retry_after=1)
@@ -62,7 +62,6 @@ class Desk:
             order.started_at, order.local_date, order.admitted_state = row[2], row[3], row[4]
             return "ok", None
         if row[1] == "limited":
-            self._refusals.refused(key_id, kept=item["keep"] is not None)
             return "limited", row[4]
         return str(row[1]), row[2] if len(row) > 2 else None
 
@@ -71,13 +70,9 @@ class Desk:
     ) -> str:
         """As `admit`, without a hold. A refusal that proves to be on fresh facts (ok) is kept."""
         item = check(caller, catalogue_version, request_id)
-        keep = None if refusal is None else self._refusals.weight(caller.key_id)
-        if refusal is not None and keep is not None:
-            item |= refusal.item(keep)
-        verdict = str((await self._decide(item))[1])
-        if refusal is not None and verdict == "ok":
-            self._refusals.refused(caller.key_id, kept=keep is not None)
-        return verdict
+        if refusal is not None:
+            item |= refusal.item(self._refusals.weight(caller.key_id))
+        return str((await self._decide_kept(item, "ok"))[1])
 
     def settle(self, order: Order, ending: Ending) -> asyncio.Future[Any]:
         """Book the end of an admitted request. It is written whether or not anybody awaits the future."""
@@ -87,6 +82,22 @@ class Desk:
         """As `settle`, for who cannot wait. Needs no event loop: the garbage collector calls from any thread."""
         self.writer.queue.put(Ticket(order.settlement(ending)))
         self.writer.queue.ring()
+
+    async def _decide_kept(self, item: Item, refused: str) -> list[Any]:
+        """Decided, and counted if the verdict is `refused`: one that is kept stands for those that are not."""
+        if "keep" not in item:
+            return await self._decide(item)
+        key_id, weight = item["key_id"], item["keep"]
+        try:
+            row = await self._decide(item)
+        except BaseException:
+            self._refusals.spare(key_id, weight)
+            raise
+        if row[1] == refused:
+            self._refusals.refused(key_id, kept=weight is not None)
+        else:
+            self._refusals.spare(key_id, weight)
+        return row
 
     async def _decide(self, item: Item) -> list[Any]:
         if max(self._waiting, len(self.writer.queue)) >= MAX_WAITING:

@@ -130,7 +130,7 @@ class EarlyRefusal:
     output_tokens: int = 0
     decided: list[list[int]] = field(default_factory=list)  # the limit that lacked something (ledger.decisions)
 
-    def item(self, keep: int) -> Item:
+    def item(self, keep: int | None) -> Item:
         """What it adds to a check. It stands for `keep` refusals."""
         facts: Item = {
             "keep": keep,

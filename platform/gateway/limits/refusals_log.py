@@ -81,12 +81,23 @@ class Sampler:
         self._keys: OrderedDict[int, list[int]] = OrderedDict()  # key: [second, kept in it, not kept since]
 
     def weight(self, key_id: int, now: float | None = None) -> int | None:
-        """How many refusals the next one of this key would stand for; None: it need not be kept."""
+        """How many refusals a request of this key stands for if it is refused; None: that need not be kept.
+
+        What was not kept goes with one request alone; if that is not refused, `spare` takes it back.
+        """
         state = self._keys.get(key_id)
         if state is None:
             return 1
         second = int(time.monotonic() if now is None else now)
-        return None if state[0] == second and state[1] >= PER_SECOND else 1 + state[2]
+        if state[0] == second and state[1] >= PER_SECOND:
+            return None
+        weight, state[2] = 1 + state[2], 0
+        return weight
+
+    def spare(self, key_id: int, weight: int | None) -> None:
+        """A request with this weight was not refused after all."""
+        if weight is not None and weight > 1:
+            self._keys.setdefault(key_id, [0, 0, 0])[2] += weight - 1
 
     def refused(self, key_id: int, *, kept: bool, now: float | None = None) -> None:
         second = int(time.monotonic() if now is None else now)
@@ -95,7 +106,7 @@ class Sampler:
         if state[0] != second:
             state[0], state[1] = second, 0
         if kept:
-            state[1], state[2] = state[1] + 1, 0
+            state[1] += 1
         else:
             state[2] += 1
         if len(self._keys) > KEYS:

@@ -139,3 +139,28 @@ LANGUAGE sql STABLE AS $$
                       ceil((d.decided[n][7] - extract(epoch FROM p_instant)) * 1000) END AS left_ms
               FROM generate_series(1, array_length(d.decided, 1)) n) c) w
 $$;
+
+-- As in 0006; but where several of a key in this batch stand for others, those are not lost with the rows that are not
+-- kept.
+CREATE OR REPLACE FUNCTION ledger_keep_refusals(p_items ledger_item[], p_refusals ledger_decision[], p_instant timestamptz)
+RETURNS void LANGUAGE sql AS $$
+    INSERT INTO limits_refusal (request_id, tenant_id, key_id, model, rule_id, at, input_tokens, output_tokens,
+        decided, stands_for)
+    SELECT r.request_id, r.tenant_id, r.key_id, r.model, tightest.rule, p_instant, r.input_tokens, r.output_tokens,
+        r.decided, CASE WHEN r.n = 1 THEN r.total - r.others ELSE r.keep END
+    FROM (SELECT u.*, COALESCE(sum(u.keep) FILTER (WHERE u.n IN (2, 3)) OVER (PARTITION BY u.key_id), 0) AS others
+          FROM (SELECT i.request_id, i.tenant_id, i.key_id, i.model, i.input_tokens, i.output_tokens, i.keep, d.decided,
+                    row_number() OVER (PARTITION BY i.key_id ORDER BY i.request_id) AS n,
+                    sum(i.keep) OVER (PARTITION BY i.key_id) AS total
+                FROM unnest(p_items) i JOIN unnest(p_refusals) d ON d.request_id = i.request_id
+                WHERE i.keep IS NOT NULL) u) r,
+        LATERAL (
+            SELECT r.decided[n][1] AS rule FROM generate_series(1, array_length(r.decided, 1)) AS n
+            WHERE r.decided[n][5] = 1 AND r.decided[n][10] + r.decided[n][11] + r.decided[n][9] > r.decided[n][8]
+            -- money first, then what can never fit, then what takes longest to end
+            ORDER BY r.decided[n][4] = ascii('s') DESC, r.decided[n][9] > r.decided[n][8] DESC,
+                r.decided[n][7] DESC, r.decided[n][1] LIMIT 1) tightest
+    WHERE r.n <= 3
+    ON CONFLICT (request_id) DO UPDATE SET rule_id = EXCLUDED.rule_id, at = EXCLUDED.at,
+        output_tokens = EXCLUDED.output_tokens, decided = EXCLUDED.decided
+$$;
