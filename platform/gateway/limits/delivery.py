@@ -20,6 +20,7 @@ from django.utils import timezone
 from gateway.limits import webhooks
 from gateway.limits.notices import Delivery, LimitWarning, event, shown
 from gateway.limits.webhooks import NotTaken
+from gateway.limits.wording import kind_of_facts
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,7 @@ def _send_mail(delivery: Delivery) -> str:
 
 def _letter(warning: LimitWarning) -> tuple[str, str]:
     limit = warning.limit
-    what = limit.get("metric", "").replace("_", " ") + (
-        f" per {limit['per'].replace('_', ' ')}" if limit.get("per") else ""
-    )
+    what = kind_of_facts(limit)
     unit = f" {limit['currency']}" if limit.get("currency") else ""
     whose = limit.get("subject", "")
     head, subject = f"{warning.threshold} % of a limit is used", f"{warning.threshold} % of {what} used: {whose}"

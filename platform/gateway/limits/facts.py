@@ -79,19 +79,19 @@ def load_rules(tenant_id: int, key_id: int) -> tuple[Rule, ...]:
         Q(tenant_id=tenant_id) | Q(key_id=key_id) | Q(plan__memberships__tenant_id=tenant_id), enabled=True
     ).prefetch_related("credits")
     own = {_kind(rule) for rule in rows if rule.tenant_id is not None}
-    return _facts((rule for rule in rows if rule.plan_id is None or _kind(rule) not in own), tenant_id)
+    return facts_of((rule for rule in rows if rule.plan_id is None or _kind(rule) not in own), tenant_id)
 
 
 def load_model_rules() -> tuple[Rule, ...]:
     """Rules on a model for everybody."""
-    return _facts(LimitRule.objects.filter(plan=None, tenant=None, key=None, enabled=True), 0)
+    return facts_of(LimitRule.objects.filter(plan=None, tenant=None, key=None, enabled=True), 0)
 
 
 def _kind(rule: LimitRule) -> tuple[str, str, str, int | None]:
     return rule.metric, rule.per, rule.tokens, rule.model_id
 
 
-def _facts(rows: Iterable[LimitRule], tenant_id: int) -> tuple[Rule, ...]:
+def facts_of(rows: Iterable[LimitRule], tenant_id: int) -> tuple[Rule, ...]:
     return tuple(
         Rule(
             id=rule.pk,

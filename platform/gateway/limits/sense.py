@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 PERIODS: dict[str, tuple[str, ...]] = {
@@ -28,11 +29,26 @@ def tidied(rule: Any) -> None:
     rule.thresholds = sorted(set(rule.thresholds))
 
 
+def misplaced(stated: Collection[str], rule: Any) -> dict[str, str]:
+    """By field: what was stated of a limit and would be dropped without a word."""
+    found: dict[str, str] = {}
+    if rule.metric != "tokens" and "tokens" in stated:
+        found["tokens"] = "Only a limit of tokens says which tokens it counts: leave it out."
+    if rule.metric != "spend" and "currency" in stated:
+        found["currency"] = "Only a limit of spend is in a currency: leave it out."
+    if rule.per != "fiscal_month" and "fiscal_day" in stated:
+        found["fiscal_day"] = "Only a limit per fiscal_month has a day on which that begins: leave it out."
+    if rule.on_shortage != "fit" and "floor" in stated:
+        found["floor"] = "A floor is for on_shortage: fit alone: leave it out, or say fit."
+    return found
+
+
 def problems(rule: Any) -> dict[str, str]:
     """By field. Empty: it makes sense."""
     found: dict[str, str] = {}
-    if rule.per not in PERIODS.get(rule.metric, ()):
-        allowed = ", ".join(PERIODS.get(rule.metric, ()))
+    # Without a metric that stands, that is what is to be said.
+    if rule.metric in PERIODS and rule.per not in PERIODS[rule.metric]:
+        allowed = ", ".join(PERIODS[rule.metric])
         found["per"] = f"A limit of {rule.metric} is per {allowed.replace(', ', ' or per ')}."
     if rule.metric == "spend":
         found |= _currency(rule)

@@ -31,10 +31,11 @@ class Amount(int):
     """A number of the file and how it was written: quoted (money) or plain (a count)."""
 
     quoted: bool
+    fraction: str  # as it was written, if it was plain and no whole number: the metric says what is wrong with it
 
-    def __new__(cls, value: int, quoted: bool) -> Amount:
+    def __new__(cls, value: int, quoted: bool, fraction: str = "") -> Amount:
         made = super().__new__(cls, value)
-        made.quoted = quoted
+        made.quoted, made.fraction = quoted, fraction
         return made
 
 
@@ -48,7 +49,11 @@ def amount(node: yaml.Node) -> Amount:
         except ValueError as exc:
             raise BadValue(node, f"{exc}.") from exc
     if kind == "float":
-        raise BadValue(node, f'Amounts are quoted, since YAML would make a rounded float of them: "{value}".')
+        return Amount(0, False, value)
+    if kind == "str" and not re.fullmatch(r"-[0-9]+(\.[0-9]+)?", value):
+        raise BadValue(node, f'{value!r} is neither a whole number nor, for spend, an amount such as "50.00".')
+    if kind == "str":
+        raise BadValue(node, "A limit cannot be negative.")
     number = scalars.whole(node)
     if not 0 <= number < 2**63:
         raise BadValue(node, "A limit cannot be negative." if number < 0 else f"{value} is too large.")

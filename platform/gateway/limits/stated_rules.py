@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.db.models import ProtectedError
+from django.utils import timezone
 
 from gateway.catalogue.apply.document import Problem
 from gateway.catalogue.apply.statements import Entry
 from gateway.catalogue.apply.writer import Writer
 from gateway.catalogue.models import Model
+from gateway.limits import sense
 from gateway.limits.models import LimitRule, default_thresholds
 from gateway.limits.wording import kind_of, quantity
 
@@ -26,9 +28,11 @@ def write_limits(writer: Writer, entry: Entry, whose: str, **subject: Any) -> No
     rules = LimitRule.objects.select_related("plan", "tenant", "key__tenant", "model")
     stored = {_identity(rule): rule for rule in rules.filter(**whole)}
     seen: dict[tuple[Any, ...], int] = {}
+    unread = False
     for item in entry.lists["limits"]:
         wanted = _wanted(writer, item, subject)
         if wanted is None:
+            unread = True
             continue
         identity = _identity(wanted)
         if identity in seen:
@@ -37,6 +41,8 @@ def write_limits(writer: Writer, entry: Entry, whose: str, **subject: Any) -> No
             continue
         seen[identity] = item.line
         _write(writer, item, whose, stored.pop(identity, None), wanted)
+    if unread:
+        return  # which limit was meant is not known, so neither is what the list leaves out
     for rule in stored.values():
         _remove(writer, entry, whose, rule)
 
@@ -69,7 +75,11 @@ def _wanted(writer: Writer, item: Entry, subject: Mapping[str, Any]) -> LimitRul
     if item.values.get("raise"):
         money.append(("raise", item.values["raise"][0]))
     for name, value in money:
-        if spend and not value.quoted:
+        if value.fraction and spend:
+            text = f'{name}: Amounts are quoted, since YAML would make a rounded float of them: "{value.fraction}".'
+        elif value.fraction:
+            text = f"{name}: A limit of {values['metric']} is a whole number, which {value.fraction} is not."
+        elif spend and not value.quoted:
             text = f'{name}: Amounts of spend are quoted, such as "{int(value)}.00".'
         elif not spend and value.quoted:
             text = f"{name}: A limit of {values['metric']} is a whole number, without quotes."
@@ -91,6 +101,8 @@ def _identity(rule: LimitRule) -> tuple[Any, ...]:
 
 
 def _write(writer: Writer, item: Entry, whose: str, stored: LimitRule | None, wanted: LimitRule) -> None:
+    if _refused(writer, item, stored, wanted):
+        return
     thing = _thing(whose, wanted)
     fields = ["amount", *USUAL, "thresholds"]
     if "raise" in item.values:
@@ -112,6 +124,23 @@ def _write(writer: Writer, item: Entry, whose: str, stored: LimitRule | None, wa
         writer.report.created(thing, {name: _shown(rule, name) for name in told})
     else:
         writer.report.compared(thing, changed)
+
+
+def _refused(writer: Writer, item: Entry, stored: LimitRule | None, wanted: LimitRule) -> bool:
+    """What the model would take and drop, or never use."""
+    found = sense.misplaced(item.values, wanted)
+    if item.values.get("raise"):
+        amount, until = int(item.values["raise"][0]), item.values["raise"][1]
+        # A file that is run again still states a raise that has run out, which changes nothing.
+        same = (stored.raised_amount, stored.raised_until) == (amount, until) if stored else False
+        over = until <= timezone.now()
+        if over and not same:
+            found["raise"] = "This is over already: give an end in the future, or leave the raise out."
+        elif amount <= wanted.amount and not (same and (over or (stored and stored.amount == wanted.amount))):
+            found["raise"] = f"The limit allows {quantity(wanted, wanted.amount)} already: give more."
+    for name, text in found.items():
+        writer.problems.append(Problem(item.lines[name], f"{name}: {text}"))
+    return bool(found)
 
 
 def _remove(writer: Writer, entry: Entry, whose: str, rule: LimitRule) -> None:

@@ -14,7 +14,9 @@ from django.core.exceptions import ValidationError
 from django.db.models import Q
 from django.utils import timezone
 
+from gateway.limits.facts import facts_of
 from gateway.limits.models import LimitCounter, LimitRule
+from gateway.limits.standings import read_windows
 from gateway.limits.wording import kind_of
 from tenants.models import Tenant
 
@@ -25,17 +27,18 @@ def check_move(stored: Tenant, new: Tenant, now: datetime | None = None) -> None
     """Raises ValidationError by field, saying which window stands against it and until when."""
     now = now or timezone.now()
     found: dict[str, str] = {}
-    if stored.timezone != new.timezone:
-        used = list(_used(stored, Q(per__in=CALENDAR), now))
+    if stored.timezone != new.timezone and _valid(new, "timezone"):
+        which = Q(per__in=CALENDAR)
+        used = list(_used(stored, which, now))
         if used:
-            found["timezone"] = _text("time zone", used, stored)
-    if stored.currency != new.currency:
+            found["timezone"] = _text("time zone", [*used, *_uncounted(stored, which, used, now)], stored)
+    if stored.currency != new.currency and _valid(new, "currency"):
         own = LimitRule.objects.filter(Q(tenant=stored) | Q(key__tenant=stored), metric="spend", enabled=True)
         used = list(_used(stored, Q(metric="spend"), now))
         if own.exists():
             found["currency"] = _dead(list(own.select_related("tenant", "key", "model")), new)
         elif used:
-            found["currency"] = _text("currency", used, stored)
+            found["currency"] = _text("currency", [*used, *_uncounted(stored, Q(metric="spend"), used, now)], stored)
     if found:
         raise ValidationError(found)
 
@@ -50,6 +53,27 @@ def _used(tenant: Tenant, which: Q, now: datetime) -> Iterator[tuple[LimitRule, 
         rule = by_id[counter.rule_id]
         if rule.plan_id is None or counter.owner_id == tenant.pk:
             yield rule, counter.window_end
+
+
+def _uncounted(
+    tenant: Tenant, which: Q, used: list[tuple[LimitRule, datetime | None]], now: datetime
+) -> Iterator[tuple[LimitRule, datetime | None]]:
+    """Limits that no request has met yet in a window that the ledger has use of: the next one opens their counter."""
+    rules = LimitRule.objects.for_tenant(tenant).filter(which, per__in=CALENDAR, enabled=True)
+    rules = rules.exclude(pk__in=[rule.pk for rule, _ in used]).select_related("plan", "tenant", "key", "model")
+    by_id = {rule.pk: rule for rule in rules.prefetch_related("credits")}
+    for window in read_windows(facts_of(by_id.values(), tenant.pk), tenant.zone):
+        if window.taken:
+            yield by_id[window.rule.id], window.rule.window_at(now, tenant.zone).end
+
+
+def _valid(tenant: Tenant, name: str) -> bool:
+    """What is no time zone or currency is refused for that alone."""
+    try:
+        tenant._meta.get_field(name).run_validators(getattr(tenant, name))  # type: ignore[union-attr]
+    except ValidationError:
+        return False
+    return True
 
 
 def _dead(own: list[LimitRule], new: Tenant) -> str:
@@ -68,7 +92,7 @@ def _text(what: str, used: list[tuple[LimitRule, datetime | None]], tenant: Tena
         return f"The {what} cannot change while {limit} is in use, which has no end. Disable that limit first."
     until = f"{end.astimezone(tenant.zone):%Y-%m-%d %H:%M} ({tenant.timezone})"
     return (
-        f"The {what} cannot change in the middle of a window that has been used: {limit} runs until {until}, and it "
-        "is possible from then on. To change it now, disable the limit, change it, and enable the limit again: it "
-        "then counts the new window from the ledger."
+        f"The {what} cannot change in the middle of a window that has been used: {limit} runs until {until}, so it "
+        "is possible then at the earliest. To change it now, disable the limit, change it, and enable the limit "
+        "again: it then counts the new window from the ledger."
     )

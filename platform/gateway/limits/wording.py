@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from gateway.catalogue.pricing import format_amount
@@ -35,10 +36,19 @@ class Worded(Protocol):
 
 def kind_of(rule: Worded) -> str:
     """'output tokens per day', 'spend per month', 'requests in flight'."""
-    if rule.metric == "in_flight":
+    return _kind(rule.metric, rule.per, rule.tokens)
+
+
+def kind_of_facts(facts: Mapping[str, Any]) -> str:
+    """The same of what a warning keeps of its limit; empty: the limit had gone when it was looked at."""
+    return _kind(facts["metric"], facts.get("per", ""), facts.get("tokens", "both")) if facts.get("metric") else ""
+
+
+def _kind(metric: str, per: str, tokens: str) -> str:
+    if metric == "in_flight":
         return "requests in flight"
-    which = f"{rule.tokens} " if rule.metric == "tokens" and rule.tokens != "both" else ""
-    return f"{which}{rule.metric} {PERIODS[rule.per]}"
+    which = f"{tokens} " if metric == "tokens" and tokens != "both" else ""
+    return f"{which}{metric} {PERIODS[per]}"
 
 
 def quantity(rule: Worded, value: int | Decimal) -> str:

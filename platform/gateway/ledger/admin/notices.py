@@ -15,6 +15,7 @@ from gateway.ledger.admin.facts import FactAdmin
 from gateway.ledger.models import DriftFinding
 from gateway.limits.models import Delivery, LimitWarning, WebhookEndpoint
 from gateway.limits.notices import new_secret, shown
+from gateway.limits.wording import kind_of_facts
 from tenants.admin.history import HistoryAdmin
 
 
@@ -32,9 +33,7 @@ class LimitWarningAdmin(FactAdmin):
 
     @display(description="limit")
     def what(self, warning: LimitWarning) -> str:
-        facts = warning.limit
-        per = f" per {facts['per']}" if facts.get("per") else ""
-        return f"{facts.get('subject', '')}: {facts.get('metric', '')}{per}"
+        return f"{warning.limit.get('subject', '')}: {kind_of_facts(warning.limit)}"
 
     @display(description="amount")
     def limit_amount(self, warning: LimitWarning) -> str:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from django import forms
+from django.utils import timezone
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
@@ -189,3 +190,9 @@ class CreditForm(forms.ModelForm[Credit]):
         if amount == 0:
             raise forms.ValidationError("A top-up of nothing: give an amount above 0.")
         return amount
+
+    def clean_expires_at(self) -> datetime | None:
+        end: datetime | None = self.cleaned_data["expires_at"]
+        if end is not None and end <= timezone.now() and "expires_at" in self.changed_data:
+            raise forms.ValidationError("This is over already: give an end in the future, or none.")
+        return end

@@ -22,6 +22,7 @@ from gateway.limits.wording import kind_of, quantity
 from tenants.admin.history import HistoryAdmin
 
 SUBJECT = ("plan", "tenant", "key", "model")
+UNCOUNTED = "counted with the next request"  # no counter yet: the desk will start it from the ledger
 
 
 @admin.register(LimitRule)
@@ -114,17 +115,20 @@ class LimitRuleAdmin(HistoryAdmin):
 
     @display(description="used")
     def used(self, rule: Any) -> str:
-        return quantity(rule, int(rule.use["used"])) if rule.use else quantity(rule, 0)
+        if rule.use is None:
+            return UNCOUNTED if rule.enabled else "not counted"
+        return quantity(rule, int(rule.use["used"]))
 
     @display(description="held")
     def held(self, rule: Any) -> str:
-        return quantity(rule, int(rule.use["held"])) if rule.use else quantity(rule, 0)
+        return "–" if rule.use is None else quantity(rule, int(rule.use["held"]))
 
     @display(description="left")
     def left(self, rule: Any) -> str:
-        most = int(rule.use["most"]) if rule.use else 0
-        text = quantity(rule, max(0, self._amount(rule) - most))
-        return f"{text} at least, for each of {rule.use['owners']}" if rule.use and rule.use["owners"] > 1 else text
+        if rule.use is None:
+            return "–"
+        text = quantity(rule, max(0, self._amount(rule) - int(rule.use["most"])))
+        return f"{text} at least, for each of {rule.use['owners']}" if rule.use["owners"] > 1 else text
 
     @display(description="mode", ordering="mode", label={"enforce": "success", "observe": "info"})
     def mode_label(self, rule: LimitRule) -> str:
@@ -136,6 +140,8 @@ class LimitRuleAdmin(HistoryAdmin):
 
     @display(description="in this window")
     def use_now(self, rule: Any) -> str:
+        if rule.use is None:
+            return f"{self.used(rule)}, {self.allowed(rule)} allowed".capitalize()
         return f"{self.used(rule)} used, {self.held(rule)} held, {self.left(rule)} left of {self.allowed(rule)}"
 
     @display(description="raise")

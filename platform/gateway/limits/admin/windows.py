@@ -23,8 +23,9 @@ _USE = """(
 
 
 def with_use(rules: QuerySet[LimitRule]) -> QuerySet[Any]:
-    """Each with `use`: {used, held, most, owners} of the windows that hold this moment; None: nothing counted yet.
+    """Each with `use`: {used, held, most, owners} of the windows that hold this moment.
 
+    None: there is no counter yet, whatever the ledger has.
     `most` is the largest of one owner: of a plan's rule each tenant has a counter of its own.
     """
     return rules.annotate(use=RawSQL(_USE, [], output_field=JSONField()))
