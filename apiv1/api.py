@@ -20,6 +20,7 @@ from ninja.utils import replace_path_param_notation
 
 from apiv1 import chat, limits, models, usage
 from apiv1.auth import Bearer
+from apiv1.error_rates import error_rates
 from apiv1.errors import invalid_url, respond, wrong_method
 from gateway import __version__
 from gateway.errors import GatewayError
@@ -59,15 +60,20 @@ def guarded(view: View, methods: set[str]) -> View:
     extra = {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
     allowed = sorted(methods | extra)
 
+    async def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = await view(request, *args, **kwargs)
+        await error_rates.add(request, response)
+        return response
+
     async def guard(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         method = request.method
         if method in methods:
-            return await view(request, *args, **kwargs)
+            return await answered(request, *args, **kwargs)
         if method == "OPTIONS":
             return HttpResponse(status=204, headers={"Allow": ", ".join(allowed)})
         if method == "HEAD" and "GET" in methods:
             request.method = "GET"  # the server sends no body for a HEAD
-            return await view(request, *args, **kwargs)
+            return await answered(request, *args, **kwargs)
         return respond(request, wrong_method(request, allowed))
 
     guard.csrf_exempt = True  # type: ignore[attr-defined]

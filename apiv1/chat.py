@@ -40,6 +40,7 @@ async def create_chat_completion(request: ApiRequest) -> HttpResponseBase:
         answer = await pipeline.complete(call)
     except GatewayError as refused:
         refused.headers = {**call.headers, **refused.headers}
+        request.auth = call.caller  # as it was found to be by now
         raise
     finally:
         log_outcome(request, call)

@@ -12,6 +12,7 @@ from django.db import connection, connections
 from django.test import AsyncClient
 
 from apiv1 import auth, keyring
+from apiv1.error_rates import error_rates
 from apiv1.strangers import strangers
 from gateway import snapshots
 from gateway.catalogue.models import Deployment, Model, Price, Provider
@@ -42,6 +43,7 @@ def visitor(settings: Any) -> AsyncClient:
 def house(transactional_db: None, ring: keyring.KeyRing) -> Iterator[None]:
     """Desk and snapshots on the test's database, and nothing left of them afterwards."""
     snapshots.forget()
+    error_rates.forget()
     yield
     desk.stop()
     snapshots.forget()

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from gateway.catalogue.models import Deployment, Model, Price, Provider
 from gateway.ledger.models import UsageRecord
+from gateway.limits.models import LimitRule
 from tenants import services
 from tenants.models import APIKey, Tenant
 from tests.servers import RunningServer, running_server
@@ -52,6 +53,7 @@ def test_one_server_serves_all_of_it(server: RunningServer, issued: tuple[APIKey
     key, secret = issued
     for check in (check_clients, check_raw_forms, check_methods, check_imports):
         check(server, secret)
+    check_rates(server, secret, acme)
     check_revocation(server, key, secret, acme)
     line = next(line for line in server.request_lines() if line["path"] == "/v1/chat/completions")
     assert secret not in server.log.read_text()
@@ -120,6 +122,22 @@ def check_imports(server: RunningServer, secret: str) -> None:
     url = f"{server}/v1/models"
     assert requests.get(url, headers={"Authorization": f"Bearer {secret}"}, timeout=20).status_code == 200
     assert requests.get(url, headers={"Authorization": "Bearer s3cret"}, timeout=20).status_code == 200
+
+
+def check_rates(server: RunningServer, secret: str, acme: Tenant) -> None:
+    rule = LimitRule.objects.create(tenant=acme, metric="requests", per="day", amount=100)
+    url, headers = f"{server}/v1/chat/completions", {"Authorization": f"Bearer {secret}"}
+    left = requests.post(url, json=HELLO, headers=headers, timeout=20).headers["x-ratelimit-remaining-requests"]
+    for changes, status in (
+        ({"temperature": 9}, 400),
+        ({"model": "zzz"}, 404),
+        ({"messages": 1, "stream": True}, 422),
+    ):
+        refused = requests.post(url, json={**HELLO, **changes}, headers=headers, timeout=20)
+        assert (refused.status_code, refused.headers["x-ratelimit-remaining-requests"]) == (status, left)
+    lost = requests.get(f"{server}/v1/models/zzz", headers=headers, timeout=20)
+    assert (lost.status_code, lost.headers["x-ratelimit-remaining-requests"]) == (404, left)
+    rule.delete()
 
 
 def check_revocation(server: RunningServer, key: APIKey, secret: str, acme: Tenant) -> None:
