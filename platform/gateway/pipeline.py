@@ -238,8 +238,7 @@ def _fitted_or_refused(call: Call, route: Route, states: list[dict[str, Any]], a
     """The lower cap to try again with, or the refusal with the numbers that it was decided on."""
     cap = routing.fitted(route, states) if attempt < ATTEMPTS else None
     if cap is None:
-        caller = call.caller
-        raise refusal(states, route.rules, model=call.model, tenant=caller.tenant, zone=caller.zone)
+        raise refusal(states, route.rules, model=call.model, tenant=call.caller.tenant, zone=call.caller.zone)
     return cap
 
 
