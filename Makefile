@@ -24,8 +24,11 @@ help:  ## list what can be made
 run: $(STAMP)  ## start everything and print how to use it (HOST, PORT, COUNTERFOIL_HOME)
 	@exec "$(BIN)/python" -m gateway.embedded
 
+# Slow ones, which are part of test-faults: many processes side by side, and the benchmark.
+SLOW := tests/limits/test_processes.py tests/limits/test_shard_processes.py tests/test_benchmarks.py
+
 test: install  ## run the tests (ARGS="-k name" for some of them)
-	@exec "$(BIN)/python" -m pytest --ignore tests/faults $(ARGS)
+	@exec "$(BIN)/python" -m pytest --ignore tests/faults $(addprefix --ignore ,$(SLOW)) $(ARGS)
 
 check: $(STAMP)  ## lint, types, layers, migrations, deployment checks
 	"$(BIN)/ruff" check .
@@ -36,6 +39,7 @@ check: $(STAMP)  ## lint, types, layers, migrations, deployment checks
 	$(PRODUCTION) "$(BIN)/python" manage.py check --deploy --fail-level WARNING
 
 test-faults: $(STAMP)  ## kill, stop and cut everything while it works, then compare the books (some minutes)
+	@"$(BIN)/python" -m pytest $(SLOW)
 	@exec "$(BIN)/python" -m pytest --capture=no tests/faults $(ARGS)
 
 bench: $(STAMP)  ## measure what Counterfoil adds to a direct call
