@@ -90,9 +90,7 @@ class Link:
                 cursor.execute(_SESSION)
             if self._left is not None:
                 self.execute(_FENCE, {"pid": self._left})
-            with connection.cursor() as cursor:
-                cursor.execute(_SHARD)
-                self.shard = (cursor.fetchone() or [0])[0]
+            self.shard = (self.execute(_SHARD, {}) or [0])[0]
             pg = connection.connection.pgconn
             prepared = pg.prepare(b"ledger_desk", _CALL, [2950, 114, 16, 16])  # uuid, json, bool, bool
             if prepared.status != pq.ExecStatus.COMMAND_OK:

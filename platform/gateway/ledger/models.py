@@ -181,9 +181,8 @@ class Counter(models.Model):
     scope = models.CharField(max_length=6, choices=Scope.choices)
     owner_id = models.BigIntegerField()
     currency = models.CharField(max_length=3)
-    shard = models.SmallIntegerField(
-        default=0, db_default=0
-    )  # of a busy owner each process has a row; the sum counts
+    # Of a busy owner each process has a row; their sum counts.
+    shard = models.SmallIntegerField(default=0, db_default=0)
     requests = models.BigIntegerField(default=0)
     tokens = models.BigIntegerField(default=0)
     charge = models.DecimalField(max_digits=38, decimal_places=0, default=0)
