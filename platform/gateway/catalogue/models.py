@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Self
 
 from django.contrib.postgres.fields import ArrayField
-from django.core.validators import MinValueValidator, RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from simple_history.models import HistoricalRecords
 
@@ -19,12 +19,19 @@ from tenants.models import Tenant
 
 MODEL_ID = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$", "Letters, digits and . _ : / @ + - only.")
 
+API_VERSION = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9.-]*$", "Letters, digits, dots and dashes only.")
+AS_BETWEEN = "Empty: as between chunks."
+AS_PROVIDER = "Empty: the provider's."
+
 
 class Provider(models.Model):
     """A company or machine that serves models, and how to reach it."""
 
     class Protocol(models.TextChoices):
         OPENAI = "openai", "OpenAI-compatible HTTP"
+        AZURE = "azure", "Azure OpenAI"
+        ANTHROPIC = "anthropic", "Anthropic Messages"
+        GEMINI = "gemini", "Google Gemini"
         ECHO = "echo", "Echo (answers with the prompt; for trying things out)"
 
     name = models.SlugField(max_length=63, unique=True)
@@ -36,7 +43,23 @@ class Provider(models.Model):
     connect_timeout_s = models.PositiveIntegerField(
         "connect time-out (s)", default=5, validators=[MinValueValidator(1)]
     )
-    read_timeout_s = models.PositiveIntegerField("read time-out (s)", default=600, validators=[MinValueValidator(1)])
+    first_byte_timeout_s = models.PositiveIntegerField(
+        "first byte time-out (s)", null=True, blank=True, validators=[MinValueValidator(1)], help_text=AS_BETWEEN
+    )
+    read_timeout_s = models.PositiveIntegerField(
+        "time-out between chunks (s)", default=600, validators=[MinValueValidator(1)]
+    )
+    total_timeout_s = models.PositiveIntegerField(
+        "total time-out (s)", null=True, blank=True, validators=[MinValueValidator(1)], help_text="Empty: none."
+    )
+    api_version = models.CharField(
+        "API version",
+        max_length=40,
+        blank=True,
+        default="",
+        validators=[API_VERSION],
+        help_text="Azure's api-version, Anthropic's anthropic-version. Empty: the one that this release knows.",
+    )
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
     history = HistoricalRecords(excluded_fields=["credential"])
@@ -56,6 +79,12 @@ class Model(models.Model):
         REASONING_CONTENT = "reasoning_content"
         BOTH = "both"
 
+    class Strategy(models.TextChoices):
+        WEIGHTED = "weighted", "weighted: at random, by weight"
+        LEAST_BUSY = "least_busy", "least busy: fewest requests in flight for its weight"
+        LOWEST_COST = "lowest_cost", "lowest cost: what the provider charges us"
+        LOWEST_LATENCY = "lowest_latency", "lowest latency: the shortest wait for a first byte lately"
+
     public_id = models.CharField("id", max_length=200, unique=True, validators=[MODEL_ID])
     aliases = ArrayField(models.CharField(max_length=200, validators=[MODEL_ID]), default=list, blank=True)
     owned_by = models.CharField(max_length=100, default="counterfoil")
@@ -67,6 +96,42 @@ class Model(models.Model):
         choices=ReasoningField.choices,
         default=ReasoningField.REASONING,
         help_text="The name under which reasoning text reaches clients.",
+    )
+    strategy = models.CharField(
+        max_length=14,
+        choices=Strategy.choices,
+        default=Strategy.WEIGHTED,
+        help_text="Which of the healthy deployments of the best priority is called.",
+    )
+    sticky = models.BooleanField(
+        default=False,
+        help_text="The same deployment for the same prompt_cache_key or user, for the provider's prompt cache.",
+    )
+    fallbacks = ArrayField(
+        models.CharField(max_length=200, validators=[MODEL_ID]),
+        default=list,
+        blank=True,
+        help_text="Models that answer when no deployment of this one can, in this order.",
+    )
+    max_attempts = models.PositiveSmallIntegerField(
+        default=3,
+        validators=[MinValueValidator(1), MaxValueValidator(10)],
+        help_text="Calls to providers for one request, the first included.",
+    )
+    retry_within_s = models.PositiveIntegerField(
+        "retry within (s)", default=60, help_text="No further attempt begins later than this after the request."
+    )
+    connect_timeout_s = models.PositiveIntegerField(
+        "connect time-out (s)", null=True, blank=True, validators=[MinValueValidator(1)], help_text=AS_PROVIDER
+    )
+    first_byte_timeout_s = models.PositiveIntegerField(
+        "first byte time-out (s)", null=True, blank=True, validators=[MinValueValidator(1)], help_text=AS_PROVIDER
+    )
+    read_timeout_s = models.PositiveIntegerField(
+        "time-out between chunks (s)", null=True, blank=True, validators=[MinValueValidator(1)], help_text=AS_PROVIDER
+    )
+    total_timeout_s = models.PositiveIntegerField(
+        "total time-out (s)", null=True, blank=True, validators=[MinValueValidator(1)], help_text=AS_PROVIDER
     )
     refuse_unpriced = models.BooleanField(
         default=True, help_text="Refuse requests while there is no price in the tenant's currency."
@@ -90,6 +155,22 @@ class Deployment(models.Model):
     upstream_model = models.CharField(max_length=200, help_text="The provider's own name for the model.")
     priority = models.PositiveIntegerField(default=0)
     weight = models.PositiveIntegerField(default=1)
+    rpm = models.PositiveIntegerField(
+        "requests a minute", null=True, blank=True, validators=[MinValueValidator(1)], help_text="Empty: no limit."
+    )
+    tpm = models.PositiveIntegerField(
+        "tokens a minute", null=True, blank=True, validators=[MinValueValidator(1)], help_text="Empty: no limit."
+    )
+    max_in_flight = models.PositiveIntegerField(
+        "in flight", null=True, blank=True, validators=[MinValueValidator(1)], help_text="Empty: no limit."
+    )
+    probe_every_s = models.PositiveIntegerField(
+        "probe every (s)",
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(5)],
+        help_text="Ask the provider for its models so often; empty: only requests tell whether it is healthy.",
+    )
     enabled = models.BooleanField(default=True)
     history = HistoricalRecords()
 

@@ -36,6 +36,16 @@ def check_names(*, pk: int | None, public_id: str, aliases: list[str]) -> None:
         raise ValidationError({field: f"{', '.join(taken)} already leads to the model {other.public_id}."})
 
 
+def check_fallbacks(*, public_id: str, fallbacks: list[str]) -> None:
+    """Each is another model of ours, by its id."""
+    if public_id in fallbacks:
+        raise ValidationError({"fallbacks": f"{public_id} cannot stand in for itself."})
+    known = set(Model.objects.filter(public_id__in=fallbacks).values_list("public_id", flat=True))
+    for name in fallbacks:
+        if name not in known:
+            raise ValidationError({"fallbacks": f"There is no model {name!r}. Name models by their ids."})
+
+
 def lock_unused(price_id: int) -> Price:
     """The price, locked until the transaction ends; the desk marks prices as used under the same lock.
 

@@ -114,7 +114,7 @@ def rates_of(price: Price) -> Rates:
 
 
 def _target(deployment: Deployment) -> Target:
-    provider = deployment.provider
+    provider, model = deployment.provider, deployment.model
     return Target(
         deployment_id=deployment.pk,
         provider_id=provider.pk,
@@ -122,9 +122,12 @@ def _target(deployment: Deployment) -> Target:
         base_url=provider.base_url,
         credential=provider.credential,
         upstream_model=deployment.upstream_model,
-        connect_timeout_s=provider.connect_timeout_s,
-        read_timeout_s=provider.read_timeout_s,
-        context_window=deployment.model.context_window,
+        connect_timeout_s=model.connect_timeout_s or provider.connect_timeout_s,
+        first_byte_timeout_s=model.first_byte_timeout_s or provider.first_byte_timeout_s,
+        read_timeout_s=model.read_timeout_s or provider.read_timeout_s,
+        total_timeout_s=model.total_timeout_s or provider.total_timeout_s,
+        api_version=provider.api_version,
+        context_window=model.context_window,
         provider=provider.name,
     )
 

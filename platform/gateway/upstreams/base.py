@@ -23,7 +23,10 @@ class Target:
     credential: str
     upstream_model: str
     connect_timeout_s: float
-    read_timeout_s: float
+    read_timeout_s: float  # between two pieces of an answer
+    first_byte_timeout_s: float | None = None  # None: as between two pieces
+    total_timeout_s: float | None = None  # of the call, from connecting to the last byte; None: none
+    api_version: str = ""
     context_window: int | None = None
     provider: str = ""  # our name of it, which no client may read
 

@@ -15,14 +15,19 @@ from unfold.admin import TabularInline
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
 
+from gateway.catalogue.admin.providers import TIMEOUTS
 from gateway.catalogue.models import Deployment, Model, Price
-from gateway.catalogue.services import check_names
+from gateway.catalogue.services import check_fallbacks, check_names
 from tenants.admin.fields import LinesField
 from tenants.admin.history import HistoryAdmin
 
 
 class ModelForm(forms.ModelForm[Model]):
     aliases = LinesField(required=False, help_text="Further names that clients may use, one a line.")
+    fallbacks = LinesField(
+        required=False,
+        help_text="Models that answer when no deployment of this one can, one a line, the first first.",
+    )
     capabilities = LinesField(required=False, help_text="Such as vision or tools, one a line. For people to read.")
 
     class Meta:
@@ -36,6 +41,12 @@ class ModelForm(forms.ModelForm[Model]):
             "capabilities",
             "reasoning_field",
             "refuse_unpriced",
+            "strategy",
+            "sticky",
+            "fallbacks",
+            "max_attempts",
+            "retry_within_s",
+            *TIMEOUTS,
             "enabled",
         ]
 
@@ -48,12 +59,14 @@ class ModelForm(forms.ModelForm[Model]):
             except ValidationError as exc:
                 # On the change page the id cannot be edited, so it has no field to show an error at.
                 raise ValidationError(exc.messages) from exc
+        if public_id and "fallbacks" in data:
+            check_fallbacks(public_id=public_id, fallbacks=data["fallbacks"])
         return data
 
 
 class DeploymentInline(TabularInline):
     model = Deployment
-    fields = ["provider", "upstream_model", "priority", "weight", "enabled"]
+    fields = ["provider", "upstream_model", "priority", "weight", "rpm", "tpm", "max_in_flight", "enabled"]
     autocomplete_fields = ["provider"]
     extra = 0
     can_delete = False
@@ -72,6 +85,8 @@ class CatalogueModelAdmin(HistoryAdmin):
         (None, {"fields": ["public_id", ("owned_by", "enabled"), ("aliases", "capabilities")]}),
         ("Limits", {"fields": [("context_window", "max_output_tokens")]}),
         ("Behaviour", {"fields": ["reasoning_field", "refuse_unpriced", "prices_link"]}),
+        ("Routing", {"fields": [("strategy", "sticky"), ("max_attempts", "retry_within_s"), "fallbacks"]}),
+        ("Time-outs", {"fields": [TIMEOUTS[:2], TIMEOUTS[2:]]}),
     ]
     inlines = [DeploymentInline]
 
@@ -119,7 +134,11 @@ class DeploymentAdmin(HistoryAdmin):
     search_fields = ["model__public_id", "provider__name", "upstream_model"]
     list_select_related = ["model", "provider"]
     autocomplete_fields = ["model", "provider"]
-    fieldsets = [(None, {"fields": [("model", "provider"), "upstream_model", ("priority", "weight"), "enabled"]})]
+    fieldsets = [
+        (None, {"fields": [("model", "provider"), "upstream_model", ("priority", "weight"), "enabled"]}),
+        ("Its own limits", {"fields": [("rpm", "tpm", "max_in_flight")]}),
+        ("Health", {"fields": ["probe_every_s"]}),
+    ]
     actions_detail = ["send_test_request"]
     actions_row = ["send_test_request"]
 

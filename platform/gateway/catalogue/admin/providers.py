@@ -17,6 +17,8 @@ from gateway.catalogue.models import Provider
 from gateway.catalogue.services import check_provider
 from tenants.admin.history import HistoryAdmin
 
+TIMEOUTS = ("connect_timeout_s", "first_byte_timeout_s", "read_timeout_s", "total_timeout_s")
+
 
 class ProviderForm(forms.ModelForm[Provider]):
     new_credential = forms.CharField(
@@ -32,7 +34,7 @@ class ProviderForm(forms.ModelForm[Provider]):
 
     class Meta:
         model = Provider
-        fields = ["name", "protocol", "base_url", "connect_timeout_s", "read_timeout_s", "enabled"]
+        fields = ["name", "protocol", "base_url", "api_version", *TIMEOUTS, "enabled"]
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
@@ -69,13 +71,13 @@ class ProviderAdmin(HistoryAdmin):
     ordering = ["name"]  # Meta's does not hold for a query that groups
     readonly_fields = ["stored_credential"]
     fieldsets = [
-        (None, {"fields": [("name", "protocol"), "base_url", "enabled"]}),
+        (None, {"fields": [("name", "protocol"), ("base_url", "api_version"), "enabled"]}),
         ("Credential", {"fields": ["stored_credential", "new_credential", "remove_credential"]}),
-        ("Time-outs", {"fields": [("connect_timeout_s", "read_timeout_s")]}),
+        ("Time-outs", {"fields": [TIMEOUTS[:2], TIMEOUTS[2:]]}),
     ]
     add_fieldsets = [
-        (None, {"fields": [("name", "protocol"), "base_url", "new_credential", "enabled"]}),
-        ("Time-outs", {"fields": [("connect_timeout_s", "read_timeout_s")]}),
+        (None, {"fields": [("name", "protocol"), ("base_url", "api_version"), "new_credential", "enabled"]}),
+        ("Time-outs", {"fields": [TIMEOUTS[:2], TIMEOUTS[2:]]}),
     ]
     actions_detail = ["test_connection"]
     actions_row = ["test_connection"]

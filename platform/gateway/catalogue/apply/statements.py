@@ -53,6 +53,10 @@ def kinds(environ: Mapping[str, str]) -> dict[str, Kind]:
             "upstream_model": scalars.text,
             "priority": scalars.whole,
             "weight": scalars.whole,
+            "rpm": scalars.whole_or_none,
+            "tpm": scalars.whole_or_none,
+            "max_in_flight": scalars.whole_or_none,
+            "probe_every_s": scalars.whole_or_none,
             "enabled": scalars.truth,
         },
         required=["provider"],
@@ -88,7 +92,10 @@ def _provider(environ: Mapping[str, str]) -> dict[str, Read]:
         "base_url": scalars.text,
         "credential": scalars.credential(environ),
         "connect_timeout_s": scalars.whole,
+        "first_byte_timeout_s": scalars.whole_or_none,
         "read_timeout_s": scalars.whole,
+        "total_timeout_s": scalars.whole_or_none,
+        "api_version": scalars.text,
         "enabled": scalars.truth,
     }
 
@@ -102,6 +109,15 @@ _MODEL: dict[str, Read] = {
     "capabilities": scalars.texts,
     "reasoning_field": scalars.choice(Model.ReasoningField.values),
     "refuse_unpriced": scalars.truth,
+    "strategy": scalars.choice(Model.Strategy.values),
+    "sticky": scalars.truth,
+    "fallbacks": scalars.texts,
+    "max_attempts": scalars.whole,
+    "retry_within_s": scalars.whole,
+    "connect_timeout_s": scalars.whole_or_none,
+    "first_byte_timeout_s": scalars.whole_or_none,
+    "read_timeout_s": scalars.whole_or_none,
+    "total_timeout_s": scalars.whole_or_none,
     "enabled": scalars.truth,
 }
 _TENANT: dict[str, Read] = {

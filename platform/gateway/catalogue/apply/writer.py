@@ -15,9 +15,13 @@ from gateway.catalogue.apply.report import Report
 from gateway.catalogue.apply.statements import AMOUNTS, Entry, statements
 from gateway.catalogue.models import CatalogueVersion, Deployment, Model, Price, Provider
 from gateway.catalogue.pricing import format_amount
-from gateway.catalogue.services import check_names, check_provider, set_amounts
+from gateway.catalogue.services import check_fallbacks, check_names, check_provider, set_amounts
 from tenants.models import Tenant
 
+# What a deployment is when its entry does not say; a list is the whole truth.
+DEPLOYMENT: dict[str, Any] = {"priority": 0, "weight": 1, "enabled": True} | dict.fromkeys(
+    ("rpm", "tpm", "max_in_flight", "probe_every_s")
+)
 ATTRIBUTES = {"id": "public_id", "models": "allowed_models"}  # where a field of the file is named otherwise
 
 
@@ -112,6 +116,7 @@ class Writer:
             if model is not None:
                 try:
                     check_names(pk=model.pk, public_id=model.public_id, aliases=model.aliases)
+                    check_fallbacks(public_id=model.public_id, fallbacks=model.fallbacks)
                 except ValidationError as exc:
                     self.refuse(exc, entry)
 
@@ -127,9 +132,7 @@ class Writer:
             if provider is None:
                 continue
             upstream = item.values.get("upstream_model", model.public_id)
-            stated = {"priority": 0, "weight": 1, "enabled": True} | {
-                name: item.values[name] for name in ("priority", "weight", "enabled") if name in item.values
-            }
+            stated = DEPLOYMENT | {name: item.values[name] for name in DEPLOYMENT if name in item.values}
             row = there.pop((provider.name, upstream), None)
             row = row or Deployment(model=model, provider=provider, upstream_model=upstream)
             self._deployment(row, stated, f"deployment of {model.public_id} at {provider.name} as {upstream}", item)
