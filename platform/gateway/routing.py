@@ -7,8 +7,8 @@ Everything is decided on snapshots; a refusal counts only after the desk has con
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,9 +17,10 @@ from gateway import clock
 from gateway.catalogue.pricing import Rates, dearest
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import GatewayError, ModelNotFound, PermissionDenied
+from gateway.failover.attempts import Trip
 from gateway.failover.legs import Leg, legs_for
 from gateway.ledger.decisions import unasked
-from gateway.ledger.items import EarlyRefusal, Order
+from gateway.ledger.items import EarlyRefusal, Gate, Order
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
 from gateway.limits.facts import Rule
 from gateway.limits.refusals import unbounded
@@ -31,6 +32,8 @@ from tenants.facts import Caller
 
 NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
 UNCAPPED = 2**31
+
+Move = Callable[[Order, list[Gate]], Awaitable[bool]]
 
 
 @dataclass(slots=True)
@@ -46,6 +49,19 @@ class Route:
     need: Need
     cap: int  # on the completion of one choice; 0: none
     now: datetime
+    trip: Trip = field(init=False)  # once it is admitted
+
+    def depart(self, move: Move) -> None:
+        """Admitted. `move` takes the hold to another deployment, where some have limits of their own."""
+        order, facts = self.order, self.facts
+        self.trip = Trip(
+            self.legs,
+            first=self.first,
+            stream=order.stream,
+            most=facts.max_attempts,
+            within_s=facts.retry_within_s,
+            move=(lambda leg: move(order, [leg.gate])) if order.candidates else None,
+        )
 
     @property
     def choices(self) -> int:

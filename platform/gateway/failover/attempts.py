@@ -11,10 +11,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from gateway.errors import GatewayError, InternalError, Unavailable
 from gateway.failover.board import State, board
+from gateway.failover.legs import Leg
 from gateway.failover.load import loads
 from gateway.failover.retries import Fault, fault_of, wait_s
 from gateway.ledger.items import Attempt
@@ -23,17 +24,6 @@ from gateway.upstreams.base import Usage
 T = TypeVar("T")
 NOTHING = Usage()
 _random = Random()
-
-
-class Leg(Protocol):
-    """A place where the request may be served."""
-
-    @property
-    def deployment_id(self) -> int: ...
-    @property
-    def provider_id(self) -> int: ...
-    @property
-    def model(self) -> str: ...
 
 
 Move = Callable[[Leg], Awaitable[bool]]
@@ -78,15 +68,16 @@ class Trip:
                 self.left()
                 raise
             else:
-                self._first_byte_ms = self._elapsed_ms(self._leg_began)
+                self._first_byte_ms = self._elapsed_ms(self._began)
                 self._answered()
                 return answer
 
     # ---- ends of an attempt ----------------------------------------------------------------------------------
 
     def _answered(self) -> None:
-        assert self._leg is not None and self._first_byte_ms is not None
-        loads[self._leg.deployment_id].succeeded(self._first_byte_ms, stream=self._stream)
+        assert self._leg is not None
+        took_ms = self._elapsed_ms(self._leg_began)
+        loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
         board.succeeded(self._leg.deployment_id, probe=self._probe)
         self._probe = False
 
@@ -103,6 +94,10 @@ class Trip:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
         self._faults[leg.deployment_id] = fault
+
+    @property
+    def running(self) -> bool:
+        return self._leg is not None
 
     def left(self) -> None:
         """The client has gone, before the first byte."""

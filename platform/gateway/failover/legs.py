@@ -61,8 +61,10 @@ def legs_for(
     request: dict[str, Any],
     stream: bool,
 ) -> list[Leg]:
-    """Where it may be served, in order: healthy deployments of the model, then of its fallbacks. Raises Unavailable."""
-    models = [(facts, rates)] + [found for other in facts.fallbacks if (found := _fallback(catalogue, other, caller, now))]
+    """Where it may be served: healthy deployments of the model, then of its fallbacks. Raises Unavailable."""
+    models = [(facts, rates)] + [
+        found for other in facts.fallbacks if (found := _fallback(catalogue, other, caller, now))
+    ]
     legs = [
         Leg(placement, model, charged)
         for model, charged in models
@@ -76,7 +78,9 @@ def legs_for(
     usable += [leg for leg, state in zip(legs, states, strict=True) if state is State.RESTING]
     if not usable:
         wait_s = min((board.opens_in(leg.deployment_id) for leg in legs), default=30.0)
-        raise Unavailable(f"The model `{facts.public_id}` is not available at the moment.", retry_after=max(1, ceil(wait_s)))
+        raise Unavailable(
+            f"The model `{facts.public_id}` is not available at the moment.", retry_after=max(1, ceil(wait_s))
+        )
     return usable
 
 

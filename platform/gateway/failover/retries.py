@@ -1,4 +1,4 @@
-"""What a failure of a provider means: whose fault it is, whether it is tried again, where, and after what wait. Pure."""
+"""What a provider's failure means: whose fault it is, whether and where it is tried again, after what wait. Pure."""
 
 from __future__ import annotations
 

@@ -52,7 +52,9 @@ def shuffled(group: list[Candidate], random: Random) -> list[Candidate]:
     if len(group) == 1:
         return group
     # Efraimidis and Spirakis: the order of u^(1/weight) is that of drawing without putting back.
-    return sorted(group, key=lambda c: math.log(random.random() or 1e-300) / c.weight if c.weight else -math.inf)[::-1]
+    return sorted(group, key=lambda c: math.log(random.random() or 1e-300) / c.weight if c.weight else -math.inf)[
+        ::-1
+    ]
 
 
 def sticky(group: Sequence[Candidate], key: str) -> Candidate:
