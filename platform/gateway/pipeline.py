@@ -248,6 +248,8 @@ def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException
     if not isinstance(exc, GatewayError):
         log.error("Request %s failed", call.request_id, exc_info=exc)
         exc = InternalError()
+    if isinstance(exc, Unavailable):
+        exc.headers.setdefault("retry-after", "1")  # the provider may not have said
     code = exc.code or ("upstream_error" if isinstance(exc, UpstreamError) else exc.type)
     _settle(call, route, "failed", NOTHING, http_status=exc.status, error_code=code)
     return exc

@@ -161,7 +161,7 @@ def _prepare_for_others(order: Order, legs: Sequence[Leg], now: datetime) -> Non
 def _priced(facts: ModelFacts, caller: Caller, name: str, now: datetime) -> Rates | None:
     """What the model is charged at; None: unpriced, and that is allowed."""
     rates = facts.charge_rates(caller.tenant_id, caller.currency, now)
-    if rates is None and facts.refuse_unpriced:
+    if rates is None and facts.refuse_unpriced and facts.deployments:
         raise PermissionDenied(
             f"The model `{name}` has no price in {caller.currency} yet, so it cannot be used. "
             "Please ask your administrator to set one.",

@@ -88,8 +88,10 @@ class Trip:
             load.failed()
         if fault.blame:
             board.failed(leg.deployment_id, fault.blame, probe=self._probe)
-        elif self._probe:
+        elif self._probe and fault.again:
             board.abandoned(leg.deployment_id)
+        elif self._probe:  # it says no to this client, and so is well
+            board.succeeded(leg.deployment_id, probe=True)
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False

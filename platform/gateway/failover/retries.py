@@ -11,8 +11,8 @@ BASE_S = 0.25  # of the first wait; it doubles
 LONGEST_S = 8.0
 REST_S = 1.0  # after a 429 that does not say how long
 
-CONFLICT = 409
-NO_FAULT = frozenset({408, CONFLICT})  # statuses that say nothing of the deployment's health
+CLIENTS = frozenset({400, 413, 422})  # the client's own fault, even if the provider cannot say what it is
+NO_FAULT = frozenset({408, 409, 425})  # these say nothing of the deployment's health
 
 
 class Fault(NamedTuple):
@@ -40,7 +40,7 @@ def fault_of(exc: GatewayError) -> Fault:
         return Fault("internal")
     if exc.phase == "body":
         return Fault("timeout" if isinstance(exc, UpstreamTimeout) else "cut", "cut")
-    if status:
+    if status >= 400:
         return _of_status(exc, status)
     if isinstance(exc, UpstreamTimeout):
         return Fault("timeout", "timeout", again=True, here=True)
@@ -52,6 +52,8 @@ def _of_status(exc: UpstreamError, status: int) -> Fault:
     said = f"status_{status}"
     if status >= 500:
         return Fault(said, "status_5xx", again=True, here=True, rest_s=retry_after(exc))
+    if status in CLIENTS:
+        return Fault(said)
     if status in NO_FAULT:
         return Fault(said, again=True, here=True, rest_s=retry_after(exc))
     # Our credential, our catalogue: this deployment will say so again, another may not.
