@@ -21,7 +21,6 @@ from gateway.catalogue.services import check_fallbacks, check_names
 from tenants.admin.fields import LinesField
 from tenants.admin.history import HistoryAdmin
 
-
 ROUTING = ("strategy", "max_attempts", "retry_within_s")
 
 
