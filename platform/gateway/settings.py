@@ -101,6 +101,7 @@ INSTALLED_APPS = [
     "gateway.catalogue",
     "gateway.limits",
     "gateway.ledger",
+    "gateway.failover",
     "gateway.billing",
     "gateway.reports",
     "gateway.console",
