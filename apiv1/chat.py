@@ -33,6 +33,8 @@ async def create_chat_completion(request: ApiRequest) -> HttpResponseBase:
     """A model's answer to a conversation, whole or as a stream of events."""
     body = chat.parse(json_body(request), default_model=settings.DEFAULT_MODEL)
     call = call_of(request, body)
+    if (keep_alive := getattr(request, "keep_alive", None)) is not None:
+        keep_alive.begin(stream=call.stream, headers=lambda: call.headers)
     try:
         if call.stream:
             events = await pipeline.open_stream(call)

@@ -56,6 +56,8 @@ API_KEYS = environment.strings("API_KEYS")
 FORMAT_ERROR_STATUS = environment.integer("FORMAT_ERROR_STATUS", 400)
 MAX_BODY_BYTES = environment.integer("MAX_BODY_BYTES", 26_214_400, low=1024)  # OpenAI's own limit
 DRAIN_SECONDS = environment.integer("DRAIN_SECONDS", 20, low=0)
+SSE_KEEP_ALIVE_SECONDS = environment.integer("SSE_KEEP_ALIVE_SECONDS", 10)  # 0: off
+WHOLE_KEEP_ALIVE_SECONDS = environment.integer("WHOLE_KEEP_ALIVE_SECONDS", 45)  # 0: off
 UNAUTHENTICATED_PER_MINUTE = environment.integer("UNAUTHENTICATED_PER_MINUTE", 120)  # by address; 0: no limit
 UPSTREAM_ALLOW_PRIVATE = environment.flag("UPSTREAM_ALLOW_PRIVATE", False)
 UPSTREAM_ALLOW_LOOPBACK = environment.flag("UPSTREAM_ALLOW_LOOPBACK", EMBEDDED)
