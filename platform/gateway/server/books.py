@@ -7,6 +7,7 @@ import asyncio
 from gateway.console import feed
 from gateway.ledger import desk
 from gateway.pipeline import ended_requests
+from gateway.server import observed
 from gateway.upstreams import registry, tokens
 
 _feeding: asyncio.Task[None] | None = None
@@ -15,6 +16,7 @@ _feeding: asyncio.Task[None] | None = None
 def start(loop: asyncio.AbstractEventLoop) -> None:
     global _feeding
     tokens.warm()  # half a second, which the first request would otherwise wait
+    observed.start(loop)
     desk.start()
     _feeding = loop.create_task(feed.pump(ended_requests))
 
@@ -25,3 +27,4 @@ async def stop() -> None:
         _feeding.cancel()
     await registry.close_all()
     await asyncio.get_running_loop().run_in_executor(None, desk.stop)
+    await observed.stop()

@@ -8,7 +8,8 @@ exposition.py  as text for Prometheus
 metrics.py     what the rest of the house calls: one function for each thing that happens
 listener.py    /metrics on a port of its own
 page.py        /metrics on the main port, with a token
-traces.py      spans, if OTEL_EXPORTER_OTLP_ENDPOINT is set and the extra `otel` installed
+spans.py       OpenTelemetry's spans and what is in them
+traces.py      opens and sends them, if OTEL_EXPORTER_OTLP_ENDPOINT is set and the extra `otel` installed
 
 Only page.py and checks.py import Django.
 """
