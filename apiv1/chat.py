@@ -16,6 +16,7 @@ from apiv1.sse import event_stream
 from gateway import pipeline
 from gateway.errors import GatewayError
 from gateway.pipeline import Call
+from gateway.telemetry import traces
 
 router = Router(tags=["Chat"])
 
@@ -35,6 +36,7 @@ async def create_chat_completion(request: ApiRequest) -> HttpResponseBase:
     call = call_of(request, body)
     if (keep_alive := getattr(request, "keep_alive", None)) is not None:
         keep_alive.begin(stream=call.stream, headers=lambda: call.headers)
+    traces.note_request(body)
     try:
         if call.stream:
             events = await pipeline.open_stream(call)
@@ -68,6 +70,7 @@ def call_of(request: ApiRequest, body: dict[str, Any]) -> Call:
 def log_outcome(request: ApiRequest, call: Call) -> None:
     """What the log line says of the model and its tokens."""
     log = request.counterfoil
+    log.outcome, log.usage, log.first_byte_ms = call.outcome, call.usage, call.first_byte_ms
     log.model = call.public_model or printable(call.model, 200)
     usage = call.usage
     if usage is not None:

@@ -62,6 +62,12 @@ UNAUTHENTICATED_PER_MINUTE = environment.integer("UNAUTHENTICATED_PER_MINUTE", 1
 UPSTREAM_ALLOW_PRIVATE = environment.flag("UPSTREAM_ALLOW_PRIVATE", False)
 UPSTREAM_ALLOW_LOOPBACK = environment.flag("UPSTREAM_ALLOW_LOOPBACK", EMBEDDED)
 
+# ---- metrics (traces go by OpenTelemetry's own OTEL_... names) ----------------------------------------------
+METRICS_TOKEN = environment.text("METRICS_TOKEN")  # for /metrics on the main port; without it there is none
+METRICS_HOST = environment.text("METRICS_HOST", "127.0.0.1")
+METRICS_PORT = environment.integer("METRICS_PORT", 0, low=0, high=65535)  # without a token; 0: none
+METRICS_DIR = environment.text("METRICS_DIR")  # what web processes of one machine share
+
 # ---- Django -----------------------------------------------------------------------------------------------
 ALLOWED_HOSTS = environment.strings("ALLOWED_HOSTS") or (["*"] if EMBEDDED else [])
 CSRF_TRUSTED_ORIGINS = environment.strings("CSRF_TRUSTED_ORIGINS")
