@@ -55,6 +55,9 @@ MAX_TOKENS = environment.integer("MAX_TOKENS", 2048)  # cap when a request sets 
 API_KEYS = environment.strings("API_KEYS")
 FORMAT_ERROR_STATUS = environment.integer("FORMAT_ERROR_STATUS", 400)
 MAX_BODY_BYTES = environment.integer("MAX_BODY_BYTES", 26_214_400, low=1024)  # OpenAI's own limit
+IDEMPOTENCY_HOURS = environment.integer("IDEMPOTENCY_HOURS", 24, low=0, high=8760)  # 0: the header is ignored
+IDEMPOTENCY_MAX_BYTES = environment.integer("IDEMPOTENCY_MAX_BYTES", 4_194_304, low=1024, high=104_857_600)
+IDEMPOTENCY_MAX_KEPT = environment.integer("IDEMPOTENCY_MAX_KEPT", 10_000, low=1)  # answers of a tenant
 DRAIN_SECONDS = environment.integer("DRAIN_SECONDS", 20, low=0)
 SSE_KEEP_ALIVE_SECONDS = environment.integer("SSE_KEEP_ALIVE_SECONDS", 10)  # 0: off
 WHOLE_KEEP_ALIVE_SECONDS = environment.integer("WHOLE_KEEP_ALIVE_SECONDS", 45)  # 0: off
@@ -110,6 +113,7 @@ INSTALLED_APPS = [
     "gateway.limits",
     "gateway.ledger",
     "gateway.failover",
+    "gateway.replies",
     "gateway.billing",
     "gateway.reports",
     "gateway.console",
@@ -215,5 +219,7 @@ CORS_EXPOSE_HEADERS = [
     "retry-after-ms",
     "x-should-retry",
     "x-counterfoil-max-tokens",
+    "x-counterfoil-original-request-id",
+    "idempotent-replayed",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
 ]
