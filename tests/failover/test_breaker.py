@@ -144,7 +144,7 @@ def test_it_rests_as_long_as_the_provider_asks_and_needs_no_probe_then() -> None
     breaker = Breaker()
     assert breaker.rest(0, 7)
     assert not breaker.rest(1, 2)  # sooner over than the one before
-    assert (breaker.state(3), breaker.opens_in(3)) == (State.OPEN, 4)
+    assert (breaker.state(3), breaker.opens_in(3)) == (State.RESTING, 4)
     breaker.failed(3, "status 500")
     assert breaker.state(7) is State.CLOSED and breaker.calm
     assert not breaker.rest(8, 0)
@@ -158,7 +158,9 @@ def test_it_is_probed_after_a_rest_if_it_was_open() -> None:
     assert breaker.state(21) is State.HALF_OPEN
 
 
-def heard(breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: bool = False, probe_s: float = 0) -> None:
+def heard(
+    breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: bool = False, probe_s: float = 0
+) -> None:
     breaker.adopt(
         now,
         open=open,

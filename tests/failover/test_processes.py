@@ -202,8 +202,8 @@ def test_it_frees_the_probe_of_a_client_that_left(processes: Start, deployment: 
 
 def test_it_rests_in_all(processes: Start, deployment: Deployment) -> None:
     one, two = processes(2)
-    assert one.ask("rest", deployment, 40) == "open"
-    until_state(two, deployment, "open")
+    assert one.ask("rest", deployment, 40) == "resting"
+    until_state(two, deployment, "resting")
     assert 20 < two.ask("opens_in", deployment) <= 40
     one.ask("rest", deployment, 5)  # sooner over: no news
     assert events(deployment) == [("closed", "resting")]

@@ -28,6 +28,7 @@ class State(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+    RESTING = "resting"  # called only where nobody else can be: the provider asked for a pause
 
 
 class Forced(StrEnum):
@@ -131,16 +132,16 @@ class Breaker:
             return State.CLOSED
         if self.forced:
             return State.OPEN if self.forced is Forced.OPEN else State.CLOSED
+        if self.open:
+            return State.OPEN if now < max(self.open_until, self.claimed_until, self.rest_until) else State.HALF_OPEN
         if now < self.rest_until:
-            return State.OPEN
-        if not self.open:
-            self.calm = True
-            return State.CLOSED
-        return State.OPEN if now < self.open_until or now < self.claimed_until else State.HALF_OPEN
+            return State.RESTING
+        self.calm = True
+        return State.CLOSED
 
     def opens_in(self, now: float) -> float:
         """Seconds until it may be called or probed; 0 when it may."""
-        if self.state(now) is not State.OPEN:
+        if self.state(now) not in (State.OPEN, State.RESTING):
             return 0.0
         if self.forced:
             return FORCED_S
