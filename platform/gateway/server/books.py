@@ -11,6 +11,7 @@ from gateway.console import feed
 from gateway.failover.board import board
 from gateway.ledger import desk
 from gateway.pipeline import ended_requests
+from gateway.server import observed
 from gateway.upstreams import registry, tokens
 
 _feeding: asyncio.Task[None] | None = None
@@ -19,6 +20,7 @@ _feeding: asyncio.Task[None] | None = None
 def start(loop: asyncio.AbstractEventLoop) -> None:
     global _feeding
     tokens.warm()  # half a second, which the first request would otherwise wait
+    observed.start(loop)
     desk.start()
     board.start(loop)
     _feeding = loop.create_task(feed.pump(ended_requests))
@@ -31,3 +33,4 @@ async def stop() -> None:
     await registry.close_all()
     await board.stop()
     await asyncio.get_running_loop().run_in_executor(None, desk.stop)
+    await observed.stop()
