@@ -167,11 +167,11 @@ def troubled() -> list[Trouble]:
         return [Trouble(row[0], row[1], row[2], row[3], Forced(row[4]), *row[5:]) for row in cursor.fetchall()]
 
 
-def _run(statement: str, author: Author, deployment_id: int, **facts: Any) -> bool:
+def _run(statement: str, author: Author, deployment_id: int, **facts: object) -> bool:
+    known: dict[str, Any] = {"token": author.token, "process": author.name, "deployment": deployment_id}
+    known.update(facts)
     with connection.cursor() as cursor:
-        cursor.execute(
-            statement, {"token": author.token, "process": author.name, "deployment": deployment_id, **facts}
-        )
+        cursor.execute(statement, known)
         return bool(cursor.rowcount)
 
 
