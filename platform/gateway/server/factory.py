@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from twisted.web import http
 
 from gateway.server.channel import Channel
+from gateway.telemetry import metrics
 
 if TYPE_CHECKING:
     from gateway.server.daphne import Server
@@ -38,6 +39,7 @@ class Factory(http.HTTPFactory):
 
     def forget(self, channel: Channel) -> None:
         self.channels.discard(channel)
+        metrics.connections(len(self.channels))
         self.server.channel_closed()
 
     def _sweep(self) -> None:

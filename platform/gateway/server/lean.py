@@ -20,10 +20,11 @@ from django.urls import ResolverMatch, get_resolver
 
 from apiv1.errors import Rendered, render, translated
 from apiv1.sse import StreamBroken
-from gateway.logs import RequestLog
+from gateway.logs import RequestLog, answering
 from gateway.server import cors, envelope, stamps, state
 from gateway.server.inbound import Headers, LeanRequest
 from gateway.server.keepalive import KeepAlive, wanted
+from gateway.telemetry import metrics, traces
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -45,11 +46,24 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if method == "POST" and path in self.lean:
-            await Lean(scope, receive, send).run()
+            await self._answer(Lean(scope, receive, send))
         elif method == "OPTIONS" and envelope.under_api(path):
             await Lean(scope, receive, send).preflight(self.stock)
         else:
             await self.stock(scope, receive, send)
+
+    async def _answer(self, lean: Lean) -> None:
+        log = lean.log
+        answering.set(log)
+        if not traces.on:
+            await lean.run()
+            return
+        trace = traces.begin(log.method, log.path, lean.headers.get("traceparent", ""), log.wire_id)
+        try:
+            await lean.run()
+        finally:
+            if trace is not None:
+                trace.end(lean.status, log)
 
 
 class Lean:
@@ -102,7 +116,9 @@ class Lean:
             request.resolver_match = match
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except Exception as error:
-            await self._refuse(render(translated(error, request)))
+            fault = translated(error, request)
+            self.log.error_code = fault.code or fault.type
+            await self._refuse(render(fault))
             return
         if isinstance(response, StreamingHttpResponse):
             if not self.started:
@@ -189,6 +205,7 @@ class Lean:
         Another server than ours can only end it: an exception stops stock Daphne's housekeeping for good.
         """
         self.log.broken = True
+        metrics.stream_broken()
         ours = "http.response.drop" in self.scope.get("extensions", ())
         await self.send({"type": "http.response.drop" if ours else "http.response.body"})
 

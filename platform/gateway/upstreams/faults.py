@@ -87,8 +87,9 @@ def _refusal(status: int, headers: Mapping[str, str], body: bytes, target: Targe
     if status in (408, 504, 524):
         return UpstreamTimeout(TOO_SLOW)
     if status in (503, 529):
-        seconds = retry_headers(headers).get("retry-after", "1")
-        return Unavailable(OVERLOADED, retry_after=int(seconds))
+        overloaded = Unavailable(OVERLOADED)
+        overloaded.headers = retry_headers(headers)
+        return overloaded
     if status < 500:
         fault = UpstreamError(REFUSED)
         fault.reached = False
