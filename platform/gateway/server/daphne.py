@@ -24,6 +24,7 @@ from daphne import server as stock  # noqa: E402
 from daphne.ws_protocol import WebSocketFactory  # noqa: E402
 from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
 
+from gateway import background  # noqa: E402
 from gateway.server import state  # noqa: E402
 from gateway.server.exchange import Exchange  # noqa: E402
 from gateway.server.factory import Factory  # noqa: E402
@@ -142,10 +143,12 @@ class Server(stock.Server):
         while self.exchanges or any(channel.busy for channel in self.http_factory.channels):
             self._quiet.clear()
             await self._quiet.wait()
+        while background.tasks:  # no request is left that could start another
+            await asyncio.wait(background.tasks)
 
     async def _cancel_rest(self) -> None:
         tasks: set[asyncio.Future[Any]] = {exchange.task for exchange in self.exchanges if exchange.task}
-        tasks |= self._close_sockets()
+        tasks |= self._close_sockets() | background.tasks
         for task in tasks:
             task.cancel()
         if tasks:
