@@ -14,7 +14,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
 from gateway import environment
 from gateway.server.sizes import Sizes
@@ -59,7 +59,10 @@ class Command(BaseCommand):
         command = [sys.executable, "-m", "gateway.server.master"]
         command += ["--host", options["host"], "--port", str(options["port"])]
         if options["fd"] is not None:
-            os.set_inheritable(options["fd"], True)
+            try:
+                os.set_inheritable(options["fd"], True)
+            except OSError as error:
+                raise CommandError(f"Cannot listen on descriptor {options['fd']}: {error.strerror}") from error
             command += ["--fd", str(options["fd"])]
         command += ["--sizes", Sizes.of_settings().dumps(), "--options", json.dumps(said)]
         os.execve(sys.executable, command, environment.given())
