@@ -12,12 +12,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-from uuid import UUID
+from typing import Any, TypeVar
 
 from gateway import routing
+from gateway.calls import Call, Reload
 from gateway.catalogue.snapshot import Catalogue
 from gateway.errors import (
     GatewayError,
@@ -33,18 +32,18 @@ from gateway.ledger.items import Ending
 from gateway.limits import rate_headers
 from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
-from gateway.limits.refusals import refusal
+from gateway.limits.refusals import at_capacity, refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
-from gateway.upstreams.base import Stream, Usage
+from gateway.upstreams.base import Answer, Stream, Usage
 from tenants.facts import Caller
 
 __all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "read"]
 
 log = logging.getLogger(__name__)
 
-Reload = Callable[[Caller], Awaitable[Caller]]
+T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 ATTEMPTS = 5  # admissions that may find their facts stale before we say 503
 NOTHING = Usage()
@@ -53,39 +52,10 @@ NOTHING = Usage()
 ended_requests: deque[dict[str, Any]] = deque(maxlen=500)
 
 
-@dataclass(slots=True)
-class Call:
-    """One request of a client, validated. The lower part is filled on the way, for the request log."""
-
-    caller: Caller
-    body: dict[str, Any]
-    model: str
-    stream: bool
-    include_usage: bool
-    reload: Reload
-    endpoint: str = "chat.completions"
-    request_id: UUID = field(default_factory=uuid7)
-    client_request_id: str = ""
-    end_user: str = ""
-    public_model: str = ""
-    usage: Usage | None = None
-    outcome: str = ""
-    began: float = field(default_factory=time.perf_counter)
-    first_byte_ms: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)  # for the response: rate limits, a lowered cap
-
-
 async def complete(call: Call) -> bytes:
     """The whole answer as JSON bytes; its record is durable."""
     route = await _admit(call)
-    try:
-        answer = await route.adapter.complete(route.target, route.request, route.face)
-    except BaseException as exc:
-        fault = _settle_fault(call, route, exc)
-        if fault is exc:
-            raise
-        raise fault from exc
-    call.first_byte_ms = _milliseconds_since(call.began)
+    answer: Answer = await _called(call, route, lambda adapter, *request: adapter.complete(*request))
     await _settle(call, route, "completed", answer.usage)
     return answer.body
 
@@ -93,15 +63,23 @@ async def complete(call: Call) -> bytes:
 async def open_stream(call: Call) -> Relay:
     """An open stream of SSE bytes for the client. Faults before the first byte are raised here."""
     route = await _admit(call)
+    stream = await _called(call, route, lambda adapter, *request: adapter.open_stream(*request))
+    return Relay(call, route, stream)
+
+
+async def _called(call: Call, route: Route, go: Callable[..., Awaitable[T]]) -> T:
+    """What the first provider that answers says: tried again, and elsewhere, until a byte of an answer is there."""
     try:
-        stream = await route.adapter.open_stream(route.target, route.request, route.face)
+        answer = await route.trip.run(lambda leg: go(*route.enter(leg)))
     except BaseException as exc:
         fault = _settle_fault(call, route, exc)
         if fault is exc:
             raise
         raise fault from exc
     call.first_byte_ms = _milliseconds_since(call.began)
-    return Relay(call, route, stream)
+    if route.order.served_model:
+        call.headers["x-counterfoil-served-model"] = route.order.served_model
+    return answer
 
 
 class Relay:
@@ -128,6 +106,7 @@ class Relay:
         except StopAsyncIteration:
             pass
         except GatewayError as exc:
+            self._route.trip.ended("cut", exc.status)
             await self._end("interrupted", exc.code or "upstream_error")
             raise
         except asyncio.CancelledError:
@@ -152,6 +131,7 @@ class Relay:
     def _leave(self) -> None:
         if not self._settled:
             self._ended = self._settled = True
+            self._route.trip.ended("client_left", 499)
             ending = _ended(self._call, self._route, "interrupted", self._stream.usage, 200, "client_disconnected")
             desk.current().book(self._route.order, ending)
 
@@ -198,6 +178,8 @@ async def _admit(call: Call) -> Route:
             if verdict == "limited":
                 lowered = _fitted_or_refused(call, route, detail, attempt)
                 continue
+            if verdict == "full":
+                raise at_capacity(call.model, detail)
             if verdict == "window":  # our clock was in another window than the database's
                 now = datetime.fromisoformat(detail)
                 continue
@@ -226,8 +208,9 @@ def _routed(
 
 
 def _admitted(call: Call, route: Route, lowered: int | None) -> None:
-    call.public_model = route.face.model
     order = route.order
+    call.public_model = order.model
+    route.depart(lambda order, gates: desk.current().move(order, gates))
     if order.admitted_state and order.started_at:
         call.headers = rate_headers.of_decided(order.admitted_state, route.rules, order.started_at)
     if lowered is not None:
@@ -256,12 +239,17 @@ async def _refresh(verdict: str, caller: Caller, reload: Reload) -> Caller:
 def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException:
     """Book a request that ended before its first byte; returns what to raise."""
     if isinstance(exc, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
-        usage = Usage(input_tokens=tokens.estimate_request(route.request), estimated=True)
+        # What is in nobody's hands while it waits for its next attempt costs nothing.
+        asked = route.trip.running
+        route.trip.left()
+        usage = Usage(input_tokens=tokens.estimate_request(route.request), estimated=True) if asked else NOTHING
         _settle(call, route, "interrupted", usage, http_status=499, error_code="client_disconnected")
         return exc
     if not isinstance(exc, GatewayError):
         log.error("Request %s failed", call.request_id, exc_info=exc)
         exc = InternalError()
+    if isinstance(exc, Unavailable):
+        exc.headers.setdefault("retry-after", "1")  # the provider may not have said
     code = exc.code or ("upstream_error" if isinstance(exc, UpstreamError) else exc.type)
     _settle(call, route, "failed", NOTHING, http_status=exc.status, error_code=code)
     return exc
@@ -277,6 +265,7 @@ def _settle(
 def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int, error_code: str) -> Ending:
     """Note the end of a call, for the request log and the live feed."""
     call.usage, call.outcome = usage, status
+    route.trip.ended("ok")
     if status == "completed":
         output = usage.output_tokens + usage.reasoning_tokens
         expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
@@ -286,13 +275,15 @@ def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int
             "at": time.time(),
             "tenant": call.caller.tenant,
             "key": call.caller.key_name,
-            "model": route.face.model,
+            "model": route.order.served_model or route.order.model,
             "status": status,
             "tokens": usage.total,
             "ms": _milliseconds_since(call.began),
         }
     )
-    return Ending(status, usage, http_status, error_code[:64], call.first_byte_ms)
+    attempts = route.trip.done
+    told = tuple(attempts) if len(attempts) > 1 or status != "completed" else ()
+    return Ending(status, usage, http_status, error_code[:64], call.first_byte_ms, told)
 
 
 def _milliseconds_since(began: float) -> int:

@@ -23,6 +23,7 @@ from gateway.logs import RequestLog
 from gateway.server import envelope
 from gateway.server.exchange import Exchange
 from gateway.server.refusals import refusal
+from gateway.telemetry import metrics
 
 if TYPE_CHECKING:
     from gateway.server.factory import Factory
@@ -62,6 +63,7 @@ class Channel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         self.factory.channels.add(self)
+        metrics.connections(len(self.factory.channels))
         self.peer, self.local = self.transport.getPeer(), self.transport.getHost()
         if isinstance(self.peer, IPv4Address) or hasattr(self.peer, "port"):
             self.transport.setTcpNoDelay(True)
@@ -180,6 +182,7 @@ class Channel(http.HTTPChannel):
         self.transport.write(refusal(error, log, origins[0] if origins else None))
         self.transport.loseWriteConnection()
         self.factory.loop.call_later(LINGER_SECONDS, self.abort)
+        log.error_code = error.code or error.type
         log.write(error.status)
 
     def abort(self) -> None:

@@ -26,7 +26,7 @@ from daphne import server as stock  # noqa: E402
 from daphne.ws_protocol import WebSocketFactory  # noqa: E402
 from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
 
-from gateway import background  # noqa: E402
+from gateway.replies import running  # noqa: E402
 from gateway.server import state  # noqa: E402
 from gateway.server.exchange import Exchange  # noqa: E402
 from gateway.server.factory import Factory  # noqa: E402
@@ -161,12 +161,11 @@ class Server(stock.Server):
             now = time.monotonic()
             for channel in list(channels):
                 channel.leave(now)
-        while background.tasks:  # no request is left that could start another
-            await asyncio.wait(background.tasks)
+        await running.finished()
 
     async def _cancel_rest(self) -> None:
         tasks: set[asyncio.Future[Any]] = {exchange.task for exchange in self.exchanges if exchange.task}
-        tasks |= self._close_sockets() | background.tasks
+        tasks |= self._close_sockets() | running.tasks
         for task in tasks:
             task.cancel()
         if tasks:

@@ -26,6 +26,7 @@ from twisted.web.http_headers import Headers
 from apiv1.errors import body_too_large
 from gateway.server import envelope
 from gateway.server.refusals import date_line, status_line
+from gateway.telemetry import metrics
 
 if TYPE_CHECKING:
     from gateway.server.channel import Channel
@@ -94,12 +95,15 @@ class Exchange(WebRequest):
         loop = self.channel.factory.loop
         self.task = loop.create_task(self.server.application(self._scope(raw), self.receive, self.send))
         self.server.exchanges.add(self)
+        metrics.in_flight(len(self.server.exchanges))
         self.task.add_done_callback(self._ended)
 
     def connectionLost(self, reason: object) -> None:
         self.gone = True
         if self.task is None or self.task.done():
             return
+        if not self.finished:
+            metrics.client_left()
         if self._listener is not None:
             if not self._listener.done():
                 self._listener.set_result(None)
@@ -224,6 +228,7 @@ class Exchange(WebRequest):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.server.exchanges.discard(self)
+        metrics.in_flight(len(self.server.exchanges))
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.error("Exception in the application", exc_info=error)

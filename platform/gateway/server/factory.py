@@ -10,6 +10,7 @@ from django.conf import settings
 from twisted.web import http
 
 from gateway.server.channel import Channel
+from gateway.telemetry import metrics
 
 if TYPE_CHECKING:
     from gateway.server.daphne import Server
@@ -70,6 +71,7 @@ class Factory(http.HTTPFactory):
 
     def forget(self, channel: Channel) -> None:
         self.channels.discard(channel)
+        metrics.connections(len(self.channels))
         self.server.channel_closed()
         self.room_made()
 

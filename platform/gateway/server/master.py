@@ -14,13 +14,16 @@ If it is killed, the kernel tells the workers to drain. As PID 1 it reaps whoeve
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import select
 import signal
 import socket
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from gateway import logs
@@ -233,6 +236,18 @@ def listen(host: str, port: int, descriptor: int | None) -> socket.socket:
     return listener
 
 
+@contextlib.contextmanager
+def metrics_folder(wanted: bool) -> Iterator[None]:
+    """For what the workers count, so that any of them can tell the sum; for as long as this process lives."""
+    with contextlib.ExitStack() as stack:
+        for parent in (None, "/dev/shm") if wanted else ():
+            with contextlib.suppress(OSError):  # a container whose files may only be read
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="counterfoil-", dir=parent))
+                os.environ["METRICS_DIR"] = folder
+                break
+        yield
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway.server.master", description="Use `manage.py serve`.")
     parser.add_argument("--host", required=True)
@@ -240,6 +255,7 @@ def main() -> int:
     parser.add_argument("--fd", type=int)
     parser.add_argument("--sizes", type=Sizes.loads, required=True, help="of the settings")
     parser.add_argument("--options", type=json.loads, required=True, help="what the command line said of them")
+    parser.add_argument("--share-metrics", action="store_true", help="METRICS_DIR is not set")
     found = parser.parse_args()
     raise_limit()
     try:
@@ -247,7 +263,8 @@ def main() -> int:
     except OSError as error:
         print(f"Cannot listen on {found.host}:{found.port}: {error.strerror or error}", file=sys.stderr)
         return 1
-    return Master(listener, found.sizes.under(found.options), found.options).run()
+    with metrics_folder(found.share_metrics):
+        return Master(listener, found.sizes.under(found.options), found.options).run()
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ class Worker:
 
 
 def environment() -> dict[str, str]:
-    """What all workers get: this process's own, which has nothing of `.env` in it (each worker reads that anew).
+    """What all workers get: the master's own, which has nothing of `.env` in it (each worker reads that anew).
 
-    What they share between them is named here.
+    With what they share: METRICS_DIR, unless the settings name another (master.metrics_folder).
     """
     return dict(os.environ)

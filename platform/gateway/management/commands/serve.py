@@ -65,6 +65,8 @@ class Command(BaseCommand):
                 raise CommandError(f"Cannot listen on descriptor {options['fd']}: {error.strerror}") from error
             command += ["--fd", str(options["fd"])]
         command += ["--sizes", Sizes.of_settings().dumps(), "--options", json.dumps(said)]
+        if not settings.METRICS_DIR:
+            command.append("--share-metrics")
         os.execve(sys.executable, command, environment.given())
 
 
