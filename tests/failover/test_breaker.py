@@ -158,9 +158,7 @@ def test_it_is_probed_after_a_rest_if_it_was_open() -> None:
     assert breaker.state(21) is State.HALF_OPEN
 
 
-def heard(
-    breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: bool = False, probe_s: float = 0
-) -> None:
+def heard(breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: bool = False, probe_s: float = 0) -> None:
     breaker.adopt(
         now,
         open=open,
