@@ -55,8 +55,6 @@ def tell(call: Call, order: Order, ending: Ending) -> None:
         first_byte_s=None if first_byte_ms is None else first_byte_ms / 1000,
         output_s=None if first_byte_ms is None else (whole_ms - first_byte_ms) / 1000,
         usage=usage,
-        charge=order.charged,
-        currency=call.caller.currency,
     )
 
 

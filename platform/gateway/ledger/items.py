@@ -57,7 +57,6 @@ class Order:
     served_model: str = ""  # public id, if it is not `model`
     candidates: list[Gate] = field(default_factory=list)  # best first; empty: no deployment is limited
     admitted_state: list[list[float]] | None = None  # what it was decided on (`ledger_decisions`), for headers
-    charged: int | None = None  # nano-units, once it is settled; None: unpriced
     _facts: Item = field(default_factory=dict)
 
     def admission(self, shard: int = 0) -> Item:
@@ -103,7 +102,6 @@ class Order:
     def settlement(self, ending: Ending) -> Item:
         usage, charge, cost = ending.usage, self.charge_rates, self.cost_rates
         amounts, lines = self._rated(ending)
-        self.charged = amounts["charge"]
         item = {
             **self._facts,
             **amounts,

@@ -12,7 +12,6 @@ from gateway.endings import ended_requests
 from gateway.failover.board import board
 from gateway.ledger import desk
 from gateway.server import observed
-from gateway.telemetry import metrics
 from gateway.upstreams import registry, tokens
 
 _feeding: asyncio.Task[None] | None = None
@@ -23,7 +22,6 @@ def start(loop: asyncio.AbstractEventLoop) -> None:
     tokens.warm()  # half a second, which the first request would otherwise wait
     observed.start(loop)
     desk.start()
-    board.listeners = [metrics.breaker_changed]
     board.start(loop)
     _feeding = loop.create_task(feed.pump(ended_requests))
 
