@@ -65,9 +65,9 @@ class DeploymentHealthAdmin(FactAdmin):
     actions_detail = ["take_out", "always_try", "put_back", "forget"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        queryset: QuerySet[Any] = super().get_queryset(request)
-        related = queryset.select_related(*self.list_select_related)
-        return standings.with_health(related).defer("provider__credential")
+        """Not the parent's, which would sort by what is computed here."""
+        related = DeploymentHealth.objects.select_related(*self.list_select_related)
+        return standings.with_health(related).defer("provider__credential").order_by(*self.get_ordering(request))
 
     def get_ordering(self, request: HttpRequest) -> list[str]:
         return ["rank", "model__public_id", "priority", "id"]  # Django's check does not know computed columns
