@@ -97,9 +97,7 @@ def test_it_gives_one_state_in_python_and_in_sql(deployment: Deployment) -> None
                     if state == "open" and open_until is None:
                         continue
                     found = [
-                        one
-                        for one in HealthEvent.State
-                        if Deployment.objects.filter(in_state(one, now)).exists()
+                        one for one in HealthEvent.State if Deployment.objects.filter(in_state(one, now)).exists()
                     ]
                     assert found == [state_of(circuit, now)]
                     assert bool(next_probe(circuit, now)) == (found[0] not in ("closed", "always"))
