@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
@@ -86,7 +88,8 @@ act.csrf_exempt = True  # type: ignore[attr-defined]
 
 
 async def state(request: HttpRequest) -> JsonResponse:
-    return JsonResponse({**seen, "rss_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+    process = {"pid": os.getpid(), "rss_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return JsonResponse({**seen, **process, "max_tokens": settings.MAX_TOKENS})
 
 
 async def headers(request: HttpRequest) -> JsonResponse:
