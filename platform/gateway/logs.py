@@ -64,7 +64,7 @@ class RequestLog:
     def write(self, status: int) -> None:
         """One line. Status 499: the client left before the answer ended."""
         line: dict[str, object] = {
-            "time": _now(),
+            "time": now(),
             "level": "info" if status < 500 else "warning" if status == 503 else "error",
             "event": "request",
             "method": self.method,
@@ -151,5 +151,5 @@ def configure() -> None:
         logging.captureWarnings(True)
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -51,8 +51,8 @@ class Results:
 
     def __init__(self) -> None:
         self.good = self.bad = self.in_a_row = 0
-        self._slot = [-1, 0, 0]  # second, good, bad
-        self._slots: deque[list[int]] = deque([self._slot])
+        self._slot = [-1, 0, 0]  # the present one: second, good, bad
+        self._slots: deque[list[int]] = deque()
 
     def add_good(self, now: float) -> None:
         second = int(now)
@@ -77,16 +77,23 @@ class Results:
             return f"{self.bad} of {total} requests failed in {WINDOW_S} s"
         return ""
 
+    @property
+    def last(self) -> float:
+        """The second of the last of them; -1 if there was none."""
+        return self._slot[0]
+
     def counted(self, now: float) -> tuple[int, int]:
         """Good and bad ones of the window."""
-        self._turn(int(now))
+        self._drop(int(now))
         return self.good, self.bad
 
     def _turn(self, second: int) -> None:
-        if self._slot[0] != second:
-            self._slot = [second, 0, 0]
-            self._slots.append(self._slot)
-        while self._slots[0][0] <= second - WINDOW_S:
+        self._slot = [second, 0, 0]
+        self._slots.append(self._slot)
+        self._drop(second)
+
+    def _drop(self, second: int) -> None:
+        while self._slots and self._slots[0][0] <= second - WINDOW_S:
             _, good, bad = self._slots.popleft()
             self.good -= good
             self.bad -= bad
@@ -97,6 +104,7 @@ class Breaker:
 
     __slots__ = (
         "calm",
+        "claimed_at",
         "claimed_until",
         "forced",
         "mine",
@@ -106,6 +114,7 @@ class Breaker:
         "reason",
         "rest_until",
         "results",
+        "untold",
     )
 
     def __init__(self) -> None:
@@ -113,6 +122,7 @@ class Breaker:
         self.calm = True  # nothing is wrong: what the request path asks first
         self.forced = Forced.NO
         self.rest_until = 0.0
+        self.untold = 0  # news of it that is on its way to the other processes
         self._close()
 
     # ---- what it says ----
@@ -181,8 +191,19 @@ class Breaker:
         """Half-open only: the one who gets True makes the probe, and tells how it went."""
         if self.state(now) is not State.HALF_OPEN:
             return False
-        self.claimed_until, self.mine = now + CLAIM_S, True
+        self.claimed_at, self.claimed_until, self.mine = now, now + CLAIM_S, True
         return True
+
+    def renew(self, now: float, *, below: float, longest: float) -> bool:
+        """Our probe still runs: whether its claim was made longer, which it is when less than `below` s are left."""
+        if self.claimed_until - now >= below or now - self.claimed_at >= longest:
+            return False
+        self.claimed_until = now + CLAIM_S
+        return True
+
+    def lose(self, until: float) -> None:
+        """Another process makes the probe. Nobody here asks again before then."""
+        self.claimed_until, self.mine = until, False
 
     def abandon(self) -> bool:
         """The probe ended without a word on the deployment. Whether it was ours."""
@@ -193,6 +214,40 @@ class Breaker:
 
     # ---- what is heard from elsewhere ----
 
+    def adopt(
+        self,
+        now: float,
+        *,
+        open: bool,
+        openings: int,
+        reason: str,
+        forced: Forced,
+        open_s: float,
+        probe_s: float,
+        rest_s: float,
+    ) -> None:
+        """What all processes know of it, in seconds from now; `probe_s` is of another process's claim, 0 without."""
+        if self.forced and not forced:
+            self.close()
+        self.forced = forced
+        self.rest_until = now + rest_s if rest_s > 0 else 0.0
+        if open:
+            self.open, self.openings, self.reason = True, openings, reason
+            self.open_until = now + open_s
+            if probe_s > 0:
+                self.lose(now + probe_s)
+            elif not self.mine:
+                self.claimed_until = 0.0
+        elif self.open:
+            self.close()
+        self.calm = not (self.open or self.forced or self.rest_until)
+
+    def clear(self) -> None:
+        """Nothing is wrong with it any more: of what opened it all is forgotten."""
+        if self.open or self.forced:
+            self.close()
+        self.forced, self.rest_until, self.calm = Forced.NO, 0.0, True
+
     def close(self) -> None:
         """All is forgotten but a rest and the switch."""
         self.results = Results()
@@ -202,7 +257,7 @@ class Breaker:
     def _close(self) -> None:
         self.open = self.mine = False
         self.openings = 0
-        self.open_until = self.claimed_until = 0.0
+        self.open_until = self.claimed_until = self.claimed_at = 0.0
         self.reason = ""
 
     def _open(self, now: float, openings: int, reason: str) -> None:

@@ -18,11 +18,12 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, get_resolver
 
-from apiv1.errors import Rendered, error_object, render, translated
+from apiv1.errors import Rendered, render, translated
 from apiv1.sse import StreamBroken
 from gateway.logs import RequestLog, answering
 from gateway.server import cors, envelope, stamps, state
 from gateway.server.inbound import Headers, LeanRequest
+from gateway.server.keepalive import KeepAlive, wanted
 from gateway.telemetry import metrics, traces
 
 Scope = dict[str, Any]
@@ -68,7 +69,7 @@ class Dispatcher:
 class Lean:
     """One request on its way through."""
 
-    __slots__ = ("headers", "log", "receive", "scope", "send", "started", "status")
+    __slots__ = ("headers", "keep_alive", "log", "receive", "scope", "send", "started", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -80,17 +81,22 @@ class Lean:
         self.started = False  # the status line is out
 
     async def run(self) -> None:
+        self.keep_alive = KeepAlive(self._say if wanted(self.scope, self.headers) else None)
         try:
             body = await self._body()
             if body is not None:
-                await self._serve(LeanRequest(self.scope, self.headers, body, self.log))
+                request = LeanRequest(self.scope, self.headers, body, self.log)
+                request.keep_alive = self.keep_alive
+                await self._serve(request)
         except asyncio.CancelledError:
+            self.keep_alive.close()
             if state.draining:
                 await self._cut_off()
             else:
                 self.status = LEFT
             raise
         finally:
+            self.keep_alive.close()
             self.log.write(self.status)
 
     async def preflight(self, otherwise: Application) -> None:
@@ -114,22 +120,35 @@ class Lean:
             self.log.error_code = fault.code or fault.type
             await self._refuse(render(fault))
             return
-        pairs = encoded(response) + cors.headers(self.headers.raw(b"origin"))
         if isinstance(response, StreamingHttpResponse):
-            await self._start(response.status_code, pairs)
+            if not self.started:
+                await self._start(response.status_code, self._pairs(response))
             await self._stream(response)
         elif isinstance(response, HttpResponse):
-            content = response.content
+            await self._whole(response)
+
+    def _pairs(self, response: HttpResponseBase) -> cors.Pairs:
+        return encoded(response) + cors.headers(self.headers.raw(b"origin"))
+
+    async def _whole(self, response: HttpResponse) -> None:
+        content = response.content
+        if not self.started:
+            pairs = self._pairs(response)
             pairs.append((b"content-length", b"%d" % len(content)))
             await self._start(response.status_code, pairs)
-            await self.send({"type": "http.response.body", "body": content})
+        elif response.status_code >= 400:
+            await self._fail(content)
+            return
+        await self.send({"type": "http.response.body", "body": content})
 
     async def _stream(self, response: StreamingHttpResponse) -> None:
         chunks = response._iterator if response.is_async else response.__aiter__()  # type: ignore[attr-defined]
-        send = self.send
+        send, keep_alive, now = self.send, self.keep_alive, asyncio.get_running_loop().time
         try:
             async for chunk in chunks:
+                keep_alive.quiet_since = None
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                keep_alive.quiet_since = now()
         except StreamBroken:
             await self._break_off()
         else:
@@ -154,19 +173,31 @@ class Lean:
         self.status, self.started = status, True
         await self.send({"type": "http.response.start", "status": status, "headers": pairs + stamps.of(self.log)})
 
+    async def _say(self, word: bytes) -> None:
+        """For the keep-alive. Neither send suspends, so that nothing comes between the two."""
+        keep_alive = self.keep_alive
+        if not self.started:
+            await self._start(200, keep_alive.head() + cors.headers(self.headers.raw(b"origin")))
+        await self.send({"type": "http.response.filler", "body": word})
+        keep_alive.quiet_since = asyncio.get_running_loop().time()
+
     async def _refuse(self, rendered: Rendered) -> None:
+        if self.started:
+            await self._fail(rendered.body)
+            return
         await self._start(rendered.status, rendered.headers + cors.headers(self.headers.raw(b"origin")))
         await self.send({"type": "http.response.body", "body": rendered.body})
 
     async def _cut_off(self) -> None:
         """The server stops and cannot wait any longer. The pipeline has booked the request by now."""
-        error = envelope.for_status(503)
-        if not self.started:
-            await self._refuse(render(error))
-        else:
-            event = b"data: " + error_object(error) + b"\n\n"
-            await self.send({"type": "http.response.body", "body": event, "more_body": True})
-            await self._break_off()
+        await self._refuse(render(envelope.for_status(503)))
+
+    async def _fail(self, error: bytes) -> None:
+        """The status is out, and says 200: the error, in JSON, can only be told in the body."""
+        self.keep_alive.close()
+        part = b"data: " + error + b"\n\n" if self.keep_alive.stream else error
+        await self.send({"type": "http.response.body", "body": part, "more_body": True})
+        await self._break_off()
 
     async def _break_off(self) -> None:
         """No clean end: SDKs would take it for success if it were not for the error event before it.
