@@ -38,6 +38,25 @@ def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -
     assert span.resource["service.name"] == "counterfoil"
 
 
+def test_the_call_of_the_provider_is_a_span_under_it_which_the_provider_is_told(watched: Watched) -> None:
+    response = watched.ask(stream=True)
+    server, client = watched.collector.of(response.headers["x-request-id"], 2)
+    assert (client.name, client.kind, client.parent_id) == ("chat acme-chat-v1", "client", server.span_id)
+    expected = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "acme-chat-v1",
+        "counterfoil.provider": "scripted",
+        "http.response.status_code": 200,
+    }
+    assert client.attributes | expected == client.attributes
+    assert server.attributes["gen_ai.provider.name"] == "openai"
+    (served,) = watched.upstream.served
+    version, *ids, flags = served.headers["traceparent"].split("-")
+    assert (version, ids) == ("00", [client.trace_id, client.span_id])
+    assert int(flags, 16) & 1  # sampled
+
+
 def test_a_clients_trace_is_continued(watched: Watched) -> None:
     trace_id, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     response = watched.ask("acme-echo", headers={"traceparent": f"00-{trace_id}-{parent}-01"})
@@ -56,12 +75,15 @@ def test_errors_have_their_type(watched: Watched) -> None:
     refused = watched.ask("acme-nothing")
     span = watched.collector.of(refused.headers["x-request-id"])[0]
     assert (span.attributes["error.type"], span.failed) == ("model_not_found", False)
-    watched.upstream.queue(*[error(500)] * 3)
-    failed = watched.ask()
+    watched.upstream.script("acme-lost-v1", error(500))
+    failed = watched.ask("acme-lost")
     span = watched.collector.of(failed.headers["x-request-id"])[0]
     assert span.attributes["http.response.status_code"] == failed.status_code
     assert (span.attributes["counterfoil.outcome"], span.failed) == ("failed", True)
     assert span.attributes["error.type"]
+    attempts = watched.collector.of(failed.headers["x-request-id"], 2)[1:]
+    assert {attempt.attributes["error.type"] for attempt in attempts} == {"status_500"}
+    assert all(attempt.failed for attempt in attempts)
 
 
 def test_nothing_that_was_said_is_in_a_span(watched: Watched) -> None:

@@ -19,16 +19,28 @@ from tests.upstream import Upstream
 TOKEN = "a-token-for-the-scraper"
 SECRET_WORDS = "the-prompt-that-nobody-may-see"
 PRICE = '[{effective_from: 2026-01-01, currency: USD, input: "1", output: "2"}]'
-CATALOGUE = f"""\
+
+
+def _model(name: str, provider: str = "scripted") -> str:
+    return (
+        f"  - {{id: {name}, deployments: [{{provider: {provider}, upstream_model: {name}-v1}}], prices: {PRICE}}}\n"
+    )
+
+
+# A deployment for each kind of trouble: their breakers open.
+TROUBLED = ("acme-failing", "acme-cut", "acme-silent", "acme-lost")
+CATALOGUE = (
+    """\
 providers:
-  - {{name: scripted, protocol: openai, base_url: "URL", credential: $WATCHED_KEY}}
-  - {{name: echo, protocol: echo}}
-models:
-  - {{id: acme-chat, deployments: [{{provider: scripted, upstream_model: chat-v1}}], prices: {PRICE}}}
-  - {{id: acme-echo, deployments: [{{provider: echo, upstream_model: echo}}], prices: {PRICE}}}
+  - {name: scripted, protocol: openai, base_url: "URL", credential: $WATCHED_KEY}
+  - {name: echo, protocol: echo}
 tenants:
-  - {{slug: acme, name: Acme, currency: USD, models: ["acme*"]}}
+  - {slug: acme, name: Acme, currency: USD, models: ["acme*"]}
+models:
 """
+    + _model("acme-echo", "echo")
+    + "".join(map(_model, ("acme-chat", *TROUBLED)))
+)
 
 
 @dataclass
