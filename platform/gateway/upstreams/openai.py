@@ -16,7 +16,6 @@ from gateway.upstreams.response import Response
 from gateway.upstreams.tokens import estimate_request
 
 CHAT = "/chat/completions"
-LARGEST_ERROR = 65_536  # bytes of an error's body
 
 
 class OpenAIAdapter:
@@ -53,7 +52,7 @@ class OpenAIAdapter:
         response = await self._client.post(target, CHAT, _body(target, request, stream=stream), stream=stream)
         if response.status == 200:
             return response
-        said = await response.read_all(LARGEST_ERROR)
+        said = await response.read_error()
         raise from_response(response.status, response.headers, said, target, face.model)
 
 
