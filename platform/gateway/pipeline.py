@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from gateway import routing
+from gateway import endings, routing
 from gateway.calls import Call, Reload
 from gateway.catalogue.snapshot import Catalogue
 from gateway.errors import (
@@ -28,9 +26,7 @@ from gateway.errors import (
 )
 from gateway.identifiers import uuid7
 from gateway.ledger import desk
-from gateway.ledger.items import Ending
 from gateway.limits import rate_headers
-from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
 from gateway.limits.refusals import at_capacity, refusal
 from gateway.routing import Route
@@ -39,7 +35,7 @@ from gateway.upstreams import tokens
 from gateway.upstreams.base import Answer, Stream, Usage
 from tenants.facts import Caller
 
-__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "read"]
+__all__ = ["Call", "complete", "ensure_fresh", "open_stream", "read"]
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +43,6 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 ATTEMPTS = 5  # admissions that may find their facts stale before we say 503
 NOTHING = Usage()
-
-# The last requests that ended here, for the admin's live feed; console.feed takes them from the left.
-ended_requests: deque[dict[str, Any]] = deque(maxlen=500)
 
 
 async def complete(call: Call) -> bytes:
@@ -76,7 +69,7 @@ async def _called(call: Call, route: Route, go: Callable[..., Awaitable[T]]) -> 
         if fault is exc:
             raise
         raise fault from exc
-    call.first_byte_ms = _milliseconds_since(call.began)
+    call.first_byte_ms = endings.milliseconds_since(call.began)
     if route.order.served_model:
         call.headers["x-counterfoil-served-model"] = route.order.served_model
     return answer
@@ -131,9 +124,11 @@ class Relay:
     def _leave(self) -> None:
         if not self._settled:
             self._ended = self._settled = True
-            self._route.trip.ended("client_left", 499)
-            ending = _ended(self._call, self._route, "interrupted", self._stream.usage, 200, "client_disconnected")
-            desk.current().book(self._route.order, ending)
+            call, route = self._call, self._route
+            route.trip.ended("client_left", 499)
+            ending = endings.ending_of(call, route, "interrupted", self._stream.usage, 200, "client_disconnected")
+            desk.current().book(route.order, ending)
+            endings.tell(call, route.order, ending)
 
     async def aclose(self) -> None:
         """The client has gone, or nobody wants more: stop the provider, book what was delivered."""
@@ -259,32 +254,7 @@ def _settle(
     call: Call, route: Route, status: str, usage: Usage, *, http_status: int = 200, error_code: str = ""
 ) -> asyncio.Future[Any]:
     """Give the ending to the desk, which writes it whether or not the future is awaited."""
-    return desk.current().settle(route.order, _ended(call, route, status, usage, http_status, error_code))
-
-
-def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int, error_code: str) -> Ending:
-    """Note the end of a call, for the request log and the live feed."""
-    call.usage, call.outcome = usage, status
-    route.trip.ended("ok")
-    if status == "completed":
-        output = usage.output_tokens + usage.reasoning_tokens
-        expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
-    ended_requests.append(
-        {
-            "request_id": str(call.request_id),
-            "at": time.time(),
-            "tenant": call.caller.tenant,
-            "key": call.caller.key_name,
-            "model": route.order.served_model or route.order.model,
-            "status": status,
-            "tokens": usage.total,
-            "ms": _milliseconds_since(call.began),
-        }
-    )
-    attempts = route.trip.done
-    told = tuple(attempts) if len(attempts) > 1 or status != "completed" else ()
-    return Ending(status, usage, http_status, error_code[:64], call.first_byte_ms, told)
-
-
-def _milliseconds_since(began: float) -> int:
-    return round((time.perf_counter() - began) * 1000)
+    ending = endings.ending_of(call, route, status, usage, http_status, error_code)
+    settled = desk.current().settle(route.order, ending)
+    endings.tell(call, route.order, ending)
+    return settled

@@ -64,7 +64,7 @@ async def test_it_takes_back_a_probe_whose_client_left(board: Board, clock: Cloc
 
 def test_it_lets_a_deployment_rest(board: Board, clock: Clock) -> None:
     board.rest(7, 3)
-    assert (board.state(7), board.opens_in(7)) == (State.OPEN, 3)
+    assert (board.state(7), board.opens_in(7)) == (State.RESTING, 3)
     clock.now += 3
     assert board.state(7) is State.CLOSED
 

@@ -144,7 +144,7 @@ def test_it_rests_as_long_as_the_provider_asks_and_needs_no_probe_then() -> None
     breaker = Breaker()
     assert breaker.rest(0, 7)
     assert not breaker.rest(1, 2)  # sooner over than the one before
-    assert (breaker.state(3), breaker.opens_in(3)) == (State.OPEN, 4)
+    assert (breaker.state(3), breaker.opens_in(3)) == (State.RESTING, 4)
     breaker.failed(3, "status 500")
     assert breaker.state(7) is State.CLOSED and breaker.calm
     assert not breaker.rest(8, 0)
@@ -158,7 +158,7 @@ def test_it_is_probed_after_a_rest_if_it_was_open() -> None:
     assert breaker.state(21) is State.HALF_OPEN
 
 
-def heard(breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: bool = False, probe_s: float = 0) -> None:
+def hear(breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: bool = False, probe_s: float = 0) -> None:
     breaker.adopt(
         now,
         open=open,
@@ -173,22 +173,22 @@ def heard(breaker: Breaker, now: float, forced: Forced = Forced.NO, *, open: boo
 
 def test_it_obeys_a_switch_whatever_requests_say() -> None:
     breaker = Breaker()
-    heard(breaker, 0, Forced.OPEN)
+    hear(breaker, 0, Forced.OPEN)
     breaker.succeeded(1)
     assert (breaker.state(1), breaker.opens_in(1), breaker.claim(1)) == (State.OPEN, FORCED_S, False)
-    heard(breaker, 2, Forced.CLOSED)
+    hear(breaker, 2, Forced.CLOSED)
     for _ in range(9):
         assert not breaker.failed(2, "connect")
     assert (breaker.state(2), breaker.opens_in(2)) == (State.CLOSED, 0)
-    heard(breaker, 3)
+    hear(breaker, 3)
     assert breaker.calm and not breaker.failed(3, "connect")
 
 
 def test_it_follows_what_the_others_say() -> None:
     breaker = Breaker()
-    heard(breaker, 10, open=True)
+    hear(breaker, 10, open=True)
     assert (breaker.state(10), breaker.opens_in(10)) == (State.OPEN, 3)
-    heard(breaker, 14, open=True, probe_s=9)
+    hear(breaker, 14, open=True, probe_s=9)
     assert (breaker.state(17), breaker.opens_in(17)) == (State.OPEN, 6)
     breaker.clear()
     assert breaker.calm and breaker.state(17) is State.CLOSED

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway.server.exchange import Exchange
 from gateway.server.inbound import Headers
 from gateway.server.keepalive import KeepAlive, wanted
 from tests.server.conftest import count, until
@@ -154,6 +156,21 @@ def test_it_says_nothing_to_a_client_that_does_not_read(stub: RunningServer) -> 
         assert chunk == b""
 
 
+async def test_a_filler_is_left_out_while_the_client_is_behind() -> None:
+    """Else a client that reads nothing would be sent a little now and then, and never found to be stalled."""
+    written: list[bytes] = []
+    channel = SimpleNamespace(behind=True)
+    exchange: Any = SimpleNamespace(
+        gone=False, finished=0, channel=channel, _write=lambda data, more: written.append(data)
+    )
+    filler = {"type": "http.response.filler", "body": COMMENT}
+    await Exchange.send(exchange, filler)
+    assert written == []
+    channel.behind = False
+    await Exchange.send(exchange, filler)
+    assert written == [COMMENT]
+
+
 async def test_it_waits_for_what_it_said_last(settings: Any) -> None:
     settings.SSE_KEEP_ALIVE_SECONDS = 0.01
     said, taken = [], asyncio.Event()
@@ -226,7 +243,7 @@ def test_the_drain_ends_what_only_keep_alives_have_begun(fresh_stub: RunningServ
 
 
 def test_other_servers_get_none() -> None:
-    ours = {"extensions": {"http.response.drop": {}}}
+    ours = {"extensions": {"http.response.filler": {}}}
     assert wanted(ours, Headers([]))
     assert wanted(ours, Headers([(b"x-counterfoil-keep-alive", b"on")]))
     assert not wanted(ours, Headers([(b"x-counterfoil-keep-alive", b" Off ")]))

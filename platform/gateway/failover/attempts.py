@@ -19,10 +19,10 @@ from gateway.failover.legs import Leg
 from gateway.failover.load import loads
 from gateway.failover.retries import Fault, fault_of, wait_s
 from gateway.ledger.items import Attempt
-from gateway.upstreams.base import Usage
+from gateway.telemetry import metrics, traces
+from gateway.telemetry.spans import Leg as Span
 
 T = TypeVar("T")
-NOTHING = Usage()
 _random = Random()
 
 
@@ -41,6 +41,7 @@ class Trip:
         self._leg: Leg | None = None  # being tried
         self._leg_began = 0.0
         self._probe = False
+        self._span: Span | None = None
         self._first_byte_ms: int | None = None
         self._faults: dict[int, Fault] = {}  # the last one, by deployment
         self.done: list[Attempt] = []
@@ -120,6 +121,13 @@ class Trip:
         leg, self._leg = self._leg, None
         assert leg is not None
         loads[leg.deployment_id].in_flight -= 1
+        seconds = time.monotonic() - self._leg_began
+        metrics.attempt_ended(
+            provider=leg.provider_id, deployment_id=leg.deployment_id, outcome=outcome, seconds=seconds
+        )
+        if self._span is not None:
+            self._span.end(outcome, http_status=http_status)
+            self._span = None
         self.done.append(
             Attempt(
                 number=len(self.done) + 1,
@@ -178,6 +186,7 @@ class Trip:
             return False
         self._leg, self._leg_began, self._probe = leg, time.monotonic(), probe
         self._first_byte_ms = None
+        self._span = traces.attempt(leg.placement.target)
         loads[deployment_id].in_flight += 1
         return True
 

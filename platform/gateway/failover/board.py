@@ -14,6 +14,7 @@ from gateway.failover import circuits
 from gateway.failover.breaker import Breaker, State
 from gateway.failover.circuits import Author, Trouble
 from gateway.failover.sharing import POLL_S, News, Sharer
+from gateway.telemetry import metrics
 
 __all__ = ["Board", "State", "board"]
 
@@ -35,7 +36,8 @@ class Board:
         self._sharer: Sharer | None = None
         self._next_count = 0.0
         self._counted: set[int] = set()
-        # Called with the deployment and its new state when a breaker opens or closes, through whomever.
+        self._said: dict[int, State] = {}  # what the listeners know; without those that are closed
+        # Called with a deployment and its new state, whoever brought it about.
         self.listeners: list[Callable[[int, State], None]] = []
 
     # ---- what the request path asks and tells ----
@@ -91,12 +93,13 @@ class Board:
         """The provider asked to be left alone for so long (retry-after). No probe is needed after that."""
         breaker, now = self._of(deployment_id), self._clock()
         if breaker.rest(now, seconds):
-            facts = {"seconds": breaker.rest_until - now, "told": seconds >= TOLD_REST_S}
+            lasts, told = breaker.rest_until - now, seconds >= TOLD_REST_S
             self._tell(
                 deployment_id,
                 breaker,
-                lambda author, age: circuits.rest(author, deployment_id, age=age, **facts),  # type: ignore[arg-type]
+                lambda author, age: circuits.rest(author, deployment_id, seconds=lasts, told=told, age=age),
             )
+            self._announce(deployment_id, breaker)
 
     # ---- its life ----
 
@@ -141,16 +144,13 @@ class Board:
             if not breaker.untold:
                 self._adopt(now, trouble, breaker)
         for deployment_id, breaker in list(self._breakers.items()):
-            if deployment_id in named or breaker.calm or breaker.untold:
-                continue
-            was_open = breaker.open
-            breaker.clear()
-            if was_open:
-                self._announce(deployment_id, State.CLOSED)
+            if not (breaker.calm or breaker.untold or deployment_id in named):
+                breaker.clear()
+            if not breaker.calm or deployment_id in self._said:
+                self._announce(deployment_id, breaker)
         self._count(now)
 
     def _adopt(self, now: float, trouble: Trouble, breaker: Breaker) -> None:
-        was_open = breaker.open
         ours = self._sharer is not None and trouble.probe_by == self._sharer.author.token
         breaker.adopt(
             now,
@@ -162,8 +162,6 @@ class Board:
             probe_s=0.0 if ours else trouble.probe_s,
             rest_s=trouble.rest_s,
         )
-        if breaker.open != was_open:
-            self._announce(trouble.deployment_id, State.OPEN if breaker.open else State.CLOSED)
         if breaker.mine and breaker.renew(now, below=RENEW_BELOW_S, longest=LONGEST_PROBE_S):
             deployment_id = trouble.deployment_id
             self._tell(deployment_id, breaker, lambda author, _: circuits.renew(author, deployment_id))
@@ -192,14 +190,20 @@ class Board:
             breaker,
             lambda author, age: write(author, deployment_id, reason=reason, age=age),
         )
-        self._announce(deployment_id, State.OPEN if breaker.open else State.CLOSED)
+        self._announce(deployment_id, breaker)
 
     def _tell(self, deployment_id: int, breaker: Breaker, write: Callable[[Author, float], object]) -> None:
         if self._sharer is not None:
             breaker.untold += 1
             self._sharer.tell(News(deployment_id, write))
 
-    def _announce(self, deployment_id: int, state: State) -> None:
+    def _announce(self, deployment_id: int, breaker: Breaker) -> None:
+        state = breaker.state(self._clock())
+        if state is self._said.get(deployment_id, State.CLOSED):
+            return
+        self._said[deployment_id] = state
+        if state is State.CLOSED:
+            del self._said[deployment_id]
         for listener in self.listeners:
             listener(deployment_id, state)
 
@@ -211,3 +215,4 @@ class Board:
 
 
 board = Board()
+board.listeners.append(metrics.breaker_changed)

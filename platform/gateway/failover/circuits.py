@@ -168,10 +168,10 @@ def troubled() -> list[Trouble]:
 
 
 def _run(statement: str, author: Author, deployment_id: int, **facts: object) -> bool:
+    known: dict[str, Any] = {"token": author.token, "process": author.name, "deployment": deployment_id}
+    known.update(facts)
     with connection.cursor() as cursor:
-        cursor.execute(
-            statement, {"token": author.token, "process": author.name, "deployment": deployment_id, **facts}
-        )
+        cursor.execute(statement, known)
         return bool(cursor.rowcount)
 
 

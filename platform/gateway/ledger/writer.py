@@ -270,6 +270,8 @@ class Writer(threading.Thread):
                 self.queue.put(ticket)
             else:
                 done.append((ticket, row))
+                if charge := ticket.item.get("charge"):
+                    metrics.charged(charge, ticket.item["charge_currency"])
         if done:
             self._answer(done)
 

@@ -90,20 +90,17 @@ async def runner_for(call: Call, key: str) -> Runner:
             code="invalid_idempotency_key",
         )
     asked = _asked(call, key)
-    loop = asyncio.get_running_loop()
-    until, pause = loop.time() + WAIT_SECONDS, FIRST_LOOK_SECONDS
-    while True:
-        found = await _take(asked)
-        if found.finding is Finding.OURS:
-            return Once(Claim(found.id, asked))
-        call.caller = await pipeline.ensure_fresh(call.caller, call.reload)
-        facts = routing.find_model(await snapshots.catalogue(), call.caller, call.model)
-        call.public_model = facts.public_id
-        if found.finding is Finding.KEPT:
-            return Replay(found)
-        if found.finding is not Finding.RUNNING or not await _waited(pause, until):
-            raise _refusal(found.finding)
-        pause = min(2 * pause, LAST_LOOK_SECONDS)
+    found = await _take(asked)
+    if found.finding is Finding.RUNNING:
+        found = await _wait(asked)
+    if found.finding is Finding.OURS:
+        return Once(Claim(found.id, asked))
+    call.caller = await pipeline.ensure_fresh(call.caller, call.reload)
+    facts = routing.find_model(await snapshots.catalogue(), call.caller, call.model)
+    call.public_model = facts.public_id
+    if found.finding is not Finding.KEPT:
+        raise _refusal(found.finding)
+    return Replay(found)
 
 
 def _asked(call: Call, key: str) -> Asked:
@@ -137,17 +134,23 @@ async def _give_back(taking: asyncio.Task[Found], asked: Asked) -> None:
             await Claim(found.id, asked).release()
 
 
-async def _waited(pause: float, until: float) -> bool:
-    """False: it is time to say that the answer is not there yet."""
+async def _wait(asked: Asked) -> Found:
+    """What there is when the first request has ended, or after a while."""
     global _waiting
-    if _waiting >= WAITING or asyncio.get_running_loop().time() + pause > until:
-        return False
+    found = Found(Finding.RUNNING)
+    if _waiting >= WAITING:
+        return found
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + WAIT_SECONDS, FIRST_LOOK_SECONDS
     _waiting += 1
     try:
-        await asyncio.sleep(pause)
+        while found.finding is Finding.RUNNING and loop.time() < until:
+            await asyncio.sleep(pause)
+            found = await _take(asked)
+            pause = min(2 * pause, LAST_LOOK_SECONDS)
     finally:
         _waiting -= 1
-    return True
+    return found
 
 
 def _refusal(finding: Finding) -> GatewayError:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 
 from gateway.console import feed
+from gateway.endings import ended_requests
 from gateway.failover.board import board
 from gateway.ledger import desk
-from gateway.pipeline import ended_requests
 from gateway.server import observed
 from gateway.upstreams import registry, tokens
 

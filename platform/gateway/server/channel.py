@@ -212,6 +212,11 @@ class Channel(http.HTTPChannel):
     def full(self) -> bool:
         return bool(self._waitingForTransport)
 
+    @property
+    def behind(self) -> bool:
+        """The client has not taken all that was written."""
+        return bool(self.transport.dataBuffer or self.transport._tempDataBuffer)
+
     async def drained(self) -> None:
         """Until the client has taken what was written, or left."""
         while self._waitingForTransport and not self.transport.disconnected:

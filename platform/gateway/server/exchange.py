@@ -8,6 +8,8 @@ A lighter WebRequest than Daphne's: no queue, no regular expression per header, 
   (Django's stock handler cleans up after itself); any other is cancelled on the spot.
 - `{"type": "http.response.drop"}` ends the connection without the end of the chunked body, after flushing:
   the SDKs take a clean end without `[DONE]` for success.
+- `{"type": "http.response.filler", "body": …}` is a part of the body that says nothing. It is left out while the
+  client has not taken what came before, and never suspends.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class Exchange(WebRequest):
             "headers": headers,
             "client": _address(self.client),
             "server": _address(self.host),
-            "extensions": {"http.response.drop": {}},
+            "extensions": {"http.response.drop": {}, "http.response.filler": {}},
         }
 
     def _upgrade(self) -> None:
@@ -163,6 +165,9 @@ class Exchange(WebRequest):
                 await self.channel.drained()
         elif kind == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
+        elif kind == "http.response.filler":
+            if not self.channel.behind:
+                self._write(message["body"], True)
         elif kind == "http.response.drop":
             self._drop()
         else:

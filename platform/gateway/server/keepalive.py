@@ -5,7 +5,8 @@ status and the headers too, if nothing was sent yet: from then on the status is 
 can only be told in the body (docs/failover.md, "Time-outs and silence").
 
 One timer per request that looks at the clock now and then, as for providers (upstreams/response.py): 2 us a request
-and 0.1 us an event. A client that does not read gets nothing: whoever waits for it sets `quiet_since` to None.
+and 0.1 us an event. A client that does not read gets nothing: the server leaves fillers out, and whoever waits for
+the client sets `quiet_since` to None.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class KeepAlive:
     __slots__ = ("_again", "_headers", "_loop", "_say", "_silence", "_speaking", "_timer", "quiet_since", "stream")
 
     def __init__(self, say: Say | None) -> None:
-        """`say` sends a part of the body, and the head before it if that is due. None: nothing is to be said."""
+        """`say` sends a filler, and the head before it if that is due. None: nothing is to be said."""
         self._say = say
         self._timer: asyncio.TimerHandle | None = None
         self._speaking: asyncio.Task[None] | None = None
@@ -74,7 +75,7 @@ class KeepAlive:
         left = self._silence if since is None else since + self._silence - now
         if left <= 0 and say is not None:
             self._silence = left = self._again
-            if self._speaking is None:  # else the client has not taken the last one yet
+            if self._speaking is None:
                 self._speaking = self._loop.create_task(say(COMMENT if self.stream else BLANK))
                 self._speaking.add_done_callback(self._spoken)
         self._timer = self._loop.call_later(left, self._look_at_clock)
@@ -86,9 +87,9 @@ class KeepAlive:
 
 
 def wanted(scope: Mapping[str, object], headers: Headers) -> bool:
-    """Other servers than ours may suspend a task between two parts of what it sends; clients may refuse."""
+    """Not on another server than ours, which knows no fillers; and a client may refuse them."""
     extensions = scope.get("extensions")
-    if not isinstance(extensions, dict) or "http.response.drop" not in extensions:
+    if not isinstance(extensions, dict) or "http.response.filler" not in extensions:
         return False
     value = headers.raw(b"x-counterfoil-keep-alive")
     return value is None or value.strip().lower() not in OFF

@@ -174,12 +174,11 @@ class Lean:
         await self.send({"type": "http.response.start", "status": status, "headers": pairs + stamps.of(self.log)})
 
     async def _say(self, word: bytes) -> None:
-        """For the keep-alive. On our server nothing comes between the head, the word and what was sent before."""
+        """For the keep-alive. Neither send suspends, so that nothing comes between the two."""
         keep_alive = self.keep_alive
         if not self.started:
             await self._start(200, keep_alive.head() + cors.headers(self.headers.raw(b"origin")))
-        keep_alive.quiet_since = None
-        await self.send({"type": "http.response.body", "body": word, "more_body": True})
+        await self.send({"type": "http.response.filler", "body": word})
         keep_alive.quiet_since = asyncio.get_running_loop().time()
 
     async def _refuse(self, rendered: Rendered) -> None:

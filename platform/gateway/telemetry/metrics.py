@@ -63,13 +63,11 @@ def request_ended(
     first_byte_s: float | None = None,
     output_s: float | None = None,
     usage: Tokens | None = None,
-    charge: int | None = None,
-    currency: str = "",
 ) -> None:
     """An admitted request ended: completed, failed or interrupted.
 
     `model`: the public id that the catalogue found, "" if none. `first_byte_s`: since its arrival. `output_s`: from
-    its first byte to its last. `charge`: nano-units of the currency, None if it has no price.
+    its first byte to its last. What it was charged, the desk tells when it is booked.
     """
     found = _models.get((endpoint, model)) or _model(endpoint, model)
     values = slots.values
@@ -82,8 +80,6 @@ def request_ended(
         pieces = usage.output_tokens + usage.reasoning_tokens
         if stream and output_s is not None and pieces > 1:
             _observe(found.between, families.BETWEEN, output_s / (pieces - 1))
-    if charge:
-        values[_place(families.CHARGE, currency)] += charge / NANO
 
 
 def request_refused(*, endpoint: str, http_status: int, code: str) -> None:
@@ -111,6 +107,11 @@ def breaker_changed(deployment_id: int, state: object) -> None:
     place = _place(families.BREAKER_STATE, str(deployment_id))
     slots.values[place] = STATES.get(name, 0.0)
     slots.values[place + 1] = time.time()
+
+
+def charged(amount: int, currency: str) -> None:
+    """A settlement is in the books: nano-units of the currency."""
+    slots.values[_place(families.CHARGE, currency)] += amount / NANO
 
 
 def desk_batch(size: int, seconds: float) -> None:

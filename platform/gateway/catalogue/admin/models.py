@@ -59,7 +59,7 @@ class ModelForm(forms.ModelForm[Model]):
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
-        data |= {name: Model._meta.get_field(name).get_default() for name in ROUTING if data.get(name) in (None, "")}
+        data |= {name: getattr(Model(), name) for name in ROUTING if data.get(name) in (None, "")}
         public_id = data.get("public_id") or self.instance.public_id
         if public_id and "aliases" in data:
             try:
