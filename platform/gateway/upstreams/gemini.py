@@ -1,0 +1,199 @@
+"""The adapter for Google's Gemini API: `{base_url}/models/MODEL:generateContent`, where base_url ends in /v1beta.
+
+gemini_request.py is the way there, this file the way back: together they are too long for one. Thoughts are
+counted beside `candidatesTokenCount` there, and cached input inside `promptTokenCount`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from gateway.errors import GatewayError
+from gateway.upstreams.adapter import HTTPAdapter
+from gateway.upstreams.asked import Json
+from gateway.upstreams.base import Face, Target
+from gateway.upstreams.client import Headers
+from gateway.upstreams.events import Interpreted, StreamFault
+from gateway.upstreams.faults import from_response
+from gateway.upstreams.fields import new_call_id, text_of, whole_number
+from gateway.upstreams.gemini_request import generate_request
+from gateway.upstreams.jsontext import dumps, loads
+from gateway.upstreams.relay import Source
+from gateway.upstreams.response import Response
+from gateway.upstreams.usage import count_of, first_count
+
+FINISHES = {
+    "STOP": "stop",
+    "FINISH_REASON_UNSPECIFIED": "stop",
+    "MAX_TOKENS": "length",
+    "CONTINUATION": "length",
+    # No answer, or a broken one. An empty success would be charged and trusted; this fails the request.
+    "MALFORMED_FUNCTION_CALL": "error",
+    "UNEXPECTED_TOOL_CALL": "error",
+    "TOO_MANY_TOOL_CALLS": "error",
+    "MALFORMED_RESPONSE": "error",
+    "MISSING_THOUGHT_SIGNATURE": "error",
+}
+WITHHELD = "content_filter"  # SAFETY, RECITATION, PROHIBITED_CONTENT, … and whatever comes new
+DELAY = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
+# Faults of our account that come as 400, which would be the client's.
+OURS = ("API_KEY_INVALID", "FAILED_PRECONDITION")
+
+
+class GeminiAdapter(HTTPAdapter):
+    def path(self, target: Target, *, stream: bool) -> str:
+        name = target.upstream_model if "/" in target.upstream_model else f"models/{target.upstream_model}"
+        return f"/{quote(name)}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
+
+    def models_path(self, target: Target) -> str:
+        return "/models?pageSize=1000"
+
+    def headers(self, target: Target) -> Headers:
+        return (("x-goog-api-key", target.credential),) if target.credential else ()
+
+    def body(self, target: Target, request: dict[str, Any], *, stream: bool) -> Json:
+        return generate_request(target.upstream_model, request)
+
+    def model_names(self, said: object) -> list[str]:
+        found = said.get("models") if isinstance(said, dict) else None
+        names = [item.get("name") for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+        return [name.removeprefix("models/") for name in names if isinstance(name, str)]
+
+    def answer(self, said: object) -> object:
+        if not isinstance(said, dict) or said.get("error"):
+            return said
+        choices = []
+        for index, candidate in _candidates(said):
+            delta, calls = _delta(candidate, 0)
+            message = {"content": None} | delta
+            finish = _finish(candidate, calls) or "stop"
+            choices.append({"index": index, "message": message, "finish_reason": finish})
+        return {"choices": choices or _blocked(said, "message"), "usage": usage_of(said.get("usageMetadata"))}
+
+    def source(self, response: Response, target: Target, face: Face) -> Source:
+        return Interpreted(
+            response, _Events(), target, lambda status, body: self.fault(status, {}, body, target, face.model)
+        )
+
+    def fault(
+        self, status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
+    ) -> GatewayError:
+        error = _error(body)
+        details = [item for item in error.get("details") or [] if isinstance(item, dict)]
+        if status == 400 and {error.get("status"), *(text_of(item.get("reason")) for item in details)} & set(OURS):
+            status = 403
+        for item in details:  # google.rpc.RetryInfo: the delay is in the body
+            if found := DELAY.fullmatch(text_of(item.get("retryDelay"))):
+                headers = {"retry-after": str(math.ceil(float(found[1])))} | dict(headers)
+        return from_response(status, headers, body, target, public_model)
+
+
+def usage_of(raw: object) -> Json | None:
+    """Gemini's `usageMetadata` as OpenAI's `usage`; None if it is not one that can be booked."""
+    if not isinstance(raw, dict) or (prompt := count_of(raw.get("promptTokenCount"))) is None:
+        return None
+    output = count_of(raw.get("candidatesTokenCount", 0))
+    if output is None:
+        return None
+    thoughts, tools = first_count(raw.get("thoughtsTokenCount")), first_count(raw.get("toolUsePromptTokenCount"))
+    return {
+        "prompt_tokens": prompt + tools,
+        "completion_tokens": output + thoughts,
+        "total_tokens": raw.get("totalTokenCount"),
+        "prompt_tokens_details": {"cached_tokens": first_count(raw.get("cachedContentTokenCount"))},
+        "completion_tokens_details": {"reasoning_tokens": thoughts},
+    }
+
+
+class _Events:
+    """events.Interpreter. There is no last event: a stream is whole when its candidates have a finishReason."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._calls: dict[int, int] = {}  # by candidate
+        self._reported = False
+
+    def chunks(self, event: Json) -> list[Json]:
+        if isinstance(error := event.get("error"), dict):
+            code = error.get("code")
+            raise StreamFault(code if type(code) is int and 400 <= code < 600 else 500, event)
+        choices = []
+        for index, candidate in _candidates(event):
+            delta, calls = _delta(candidate, self._calls.get(index, 0))
+            self._calls[index] = calls
+            choices.append({"index": index, "delta": delta, "finish_reason": _finish(candidate, calls)})
+        choices = choices or _blocked(event, "delta")
+        said = [{"choices": choices}] if choices else []
+        return self._with_usage(said, event.get("usageMetadata"), any(choice["finish_reason"] for choice in choices))
+
+    def _with_usage(self, said: list[Json], raw: object, finished: bool) -> list[Json]:
+        """Each event repeats the totals so far. One that leaves the output out must not make it 0: it is passed on
+        before what it came with, and once, for the input's sake."""
+        usage = usage_of(raw)
+        if usage is None or not isinstance(raw, dict):
+            return said
+        report = [{"choices": [], "usage": usage}]
+        if finished or "candidatesTokenCount" in raw:
+            return said + report
+        if self._reported:
+            return said
+        self._reported = True
+        return report + said
+
+
+def _candidates(said: Json) -> list[tuple[int, Json]]:
+    found = said.get("candidates")
+    candidates = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+    return [(whole_number(item.get("index"), number), item) for number, item in enumerate(candidates)]
+
+
+def _delta(candidate: Json, calls: int) -> tuple[Json, int]:
+    """(what a candidate says, in OpenAI's fields; how many calls it has made with these)."""
+    content = candidate.get("content")
+    parts = content.get("parts") if isinstance(content, dict) else None
+    delta: Json = {}
+    for part in parts if isinstance(parts, list) else []:
+        if not isinstance(part, dict):
+            continue
+        if isinstance(call := part.get("functionCall"), dict):
+            named = {"name": text_of(call.get("name")), "arguments": dumps(call.get("args") or {}).decode()}
+            item = {"index": calls, "id": new_call_id(), "type": "function", "function": named}
+            delta.setdefault("tool_calls", []).append(item)
+            calls += 1
+        elif text := text_of(part.get("text")):
+            name = "reasoning" if part.get("thought") else "content"
+            delta[name] = delta.get(name, "") + text
+    return delta, calls
+
+
+def _finish(candidate: Json, calls: int) -> str | None:
+    reason = text_of(candidate.get("finishReason"))
+    if not reason:
+        return None
+    finish = FINISHES.get(reason, WITHHELD)
+    return "tool_calls" if finish == "stop" and calls else finish
+
+
+def _blocked(said: Json, field: str) -> list[Json]:
+    """A prompt that was refused has no candidate; it is billed, so it is an answer."""
+    feedback = said.get("promptFeedback")
+    reason = text_of(feedback.get("blockReason")) if isinstance(feedback, dict) else ""
+    if not reason:
+        return []
+    refusal = "The prompt was blocked by the model's safety filter."
+    return [{"index": 0, field: {"content": None, "refusal": refusal}, "finish_reason": WITHHELD}]
+
+
+def _error(body: bytes) -> Json:
+    try:
+        said = loads(body)
+    except ValueError:
+        return {}
+    if isinstance(said, list) and said:
+        said = said[0]
+    error = said.get("error") if isinstance(said, dict) else None
+    return error if isinstance(error, dict) else {}
