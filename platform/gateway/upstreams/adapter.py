@@ -104,7 +104,11 @@ class HTTPAdapter(ABC):
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
     ) -> GatewayError:
         """For an answer that is not 200."""
-        return from_response(status, headers, body, target, public_model)
+        return from_response(self.status_of(status, body), headers, body, target, public_model)
+
+    def status_of(self, status: int, body: bytes) -> int:
+        """What a status means, where the provider's is not the usual one."""
+        return status
 
 
 def _json(body: bytes, target: Target) -> object:

@@ -8,17 +8,14 @@ has them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import GatewayError
 from gateway.upstreams.adapter import HTTPAdapter
 from gateway.upstreams.anthropic_request import messages_request
 from gateway.upstreams.asked import Json
 from gateway.upstreams.base import Face, Target
 from gateway.upstreams.client import Headers
 from gateway.upstreams.events import Interpreted, StreamFault
-from gateway.upstreams.faults import from_response
 from gateway.upstreams.fields import text_of
 from gateway.upstreams.jsontext import dumps
 from gateway.upstreams.relay import Source
@@ -83,12 +80,8 @@ class AnthropicAdapter(HTTPAdapter):
             response, _Events(), target, lambda status, body: self.fault(status, {}, body, target, face.model)
         )
 
-    def fault(
-        self, status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
-    ) -> GatewayError:
-        if status == 400 and OURS.search(body):
-            status = 402
-        return from_response(status, headers, body, target, public_model)
+    def status_of(self, status: int, body: bytes) -> int:
+        return 402 if status == 400 and OURS.search(body) else status
 
 
 def usage_of(raw: object) -> Json | None:

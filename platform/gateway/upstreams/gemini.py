@@ -18,7 +18,6 @@ from gateway.upstreams.asked import Json
 from gateway.upstreams.base import Face, Target
 from gateway.upstreams.client import Headers
 from gateway.upstreams.events import Interpreted, StreamFault
-from gateway.upstreams.faults import from_response
 from gateway.upstreams.fields import new_call_id, text_of, whole_number
 from gateway.upstreams.gemini_request import generate_request
 from gateway.upstreams.jsontext import dumps, loads
@@ -82,14 +81,15 @@ class GeminiAdapter(HTTPAdapter):
     def fault(
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
     ) -> GatewayError:
-        error = _error(body)
-        details = [item for item in error.get("details") or [] if isinstance(item, dict)]
-        if status == 400 and {error.get("status"), *(text_of(item.get("reason")) for item in details)} & set(OURS):
-            status = 403
-        for item in details:  # google.rpc.RetryInfo: the delay is in the body
-            if found := DELAY.fullmatch(text_of(item.get("retryDelay"))):
+        for detail in _details(_error(body)):  # google.rpc.RetryInfo: the delay is in the body
+            if found := DELAY.fullmatch(text_of(detail.get("retryDelay"))):
                 headers = {"retry-after": str(math.ceil(float(found[1])))} | dict(headers)
-        return from_response(status, headers, body, target, public_model)
+        return super().fault(status, headers, body, target, public_model)
+
+    def status_of(self, status: int, body: bytes) -> int:
+        error = _error(body)
+        said = {text_of(error.get("status")), *(text_of(detail.get("reason")) for detail in _details(error))}
+        return 403 if status == 400 and not said.isdisjoint(OURS) else status
 
 
 def usage_of(raw: object) -> Json | None:
@@ -197,3 +197,8 @@ def _error(body: bytes) -> Json:
         said = said[0]
     error = said.get("error") if isinstance(said, dict) else None
     return error if isinstance(error, dict) else {}
+
+
+def _details(error: Json) -> list[Json]:
+    found = error.get("details")
+    return [detail for detail in found if isinstance(detail, dict)] if isinstance(found, list) else []

@@ -37,4 +37,5 @@ async def list_models(target: Target) -> Listing:
     beginning = body[:300].decode(errors="replace")
     if target.credential:
         beginning = beginning.replace(target.credential, "***")
-    return Listing(response.status, tuple(adapter.model_names(said)), beginning)
+    status = adapter.status_of(response.status, body)
+    return Listing(status, tuple(adapter.model_names(said)), beginning)
