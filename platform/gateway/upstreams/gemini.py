@@ -96,14 +96,15 @@ def usage_of(raw: object) -> Json | None:
     """Gemini's `usageMetadata` as OpenAI's `usage`; None if it is not one that can be booked."""
     if not isinstance(raw, dict) or (prompt := count_of(raw.get("promptTokenCount"))) is None:
         return None
-    output = count_of(raw.get("candidatesTokenCount", 0))
+    thoughts, tools = first_count(raw.get("thoughtsTokenCount")), first_count(raw.get("toolUsePromptTokenCount"))
+    total = first_count(raw.get("totalTokenCount"))
+    output = count_of(raw.get("candidatesTokenCount", max(0, total - prompt - tools - thoughts)))
     if output is None:
         return None
-    thoughts, tools = first_count(raw.get("thoughtsTokenCount")), first_count(raw.get("toolUsePromptTokenCount"))
     return {
         "prompt_tokens": prompt + tools,
         "completion_tokens": output + thoughts,
-        "total_tokens": raw.get("totalTokenCount"),
+        "total_tokens": total,
         "prompt_tokens_details": {"cached_tokens": first_count(raw.get("cachedContentTokenCount"))},
         "completion_tokens_details": {"reasoning_tokens": thoughts},
     }
@@ -115,7 +116,7 @@ class _Events:
     def __init__(self) -> None:
         self.done = False
         self._calls: dict[int, int] = {}  # by candidate
-        self._reported = False
+        self._spoken = False
 
     def chunks(self, event: Json) -> list[Json]:
         if isinstance(error := event.get("error"), dict):
@@ -127,22 +128,17 @@ class _Events:
             self._calls[index] = calls
             choices.append({"index": index, "delta": delta, "finish_reason": _finish(candidate, calls)})
         choices = choices or _blocked(event, "delta")
-        said = [{"choices": choices}] if choices else []
-        return self._with_usage(said, event.get("usageMetadata"), any(choice["finish_reason"] for choice in choices))
-
-    def _with_usage(self, said: list[Json], raw: object, finished: bool) -> list[Json]:
-        """Each event repeats the totals so far. One that leaves the output out must not make it 0: it is passed on
-        before what it came with, and once, for the input's sake."""
-        usage = usage_of(raw)
-        if usage is None or not isinstance(raw, dict):
+        said: list[Json] = [{"choices": choices}] if choices else []
+        usage = usage_of(event.get("usageMetadata"))
+        before, self._spoken = self._spoken, self._spoken or bool(choices)
+        if usage is None:
             return said
-        report = [{"choices": [], "usage": usage}]
-        if finished or "candidatesTokenCount" in raw:
+        report: list[Json] = [{"choices": [], "usage": usage}]
+        # Each event repeats the totals so far. One that leaves the output out must not make it 0: it tells of the
+        # input only, and that once.
+        if usage["completion_tokens"] or "candidatesTokenCount" in event["usageMetadata"]:
             return said + report
-        if self._reported:
-            return said
-        self._reported = True
-        return report + said
+        return said if before else report + said
 
 
 def _candidates(said: Json) -> list[tuple[int, Json]]:
