@@ -35,9 +35,10 @@ async def test_what_is_sent(spoken: Spoken) -> None:
 
 
 async def test_an_admin_may_name_another_version(spoken: Spoken) -> None:
-    with pytest.raises(InvalidRequest, match="anthropic-version"):
-        await spoken.at(api_version="2099-01-01").complete()
-    assert spoken.fake.served[-1].headers["anthropic-version"] == "2099-01-01"
+    await spoken.at(api_version="2026-10-21").complete(temperature=1, top_p=1)
+    assert spoken.fake.served[-1].headers["anthropic-version"] == "2026-10-21"
+    with pytest.raises(InvalidRequest, match="temperature"):
+        await spoken.complete(temperature=0.5)
 
 
 async def test_system_messages_go_up_and_neighbours_become_one(spoken: Spoken) -> None:

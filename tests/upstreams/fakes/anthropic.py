@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, version 2023-06-01, as it documents its answers, events and errors."""
+"""Anthropic's Messages API, versions 2023-06-01 and 2026-10-21, as it documents its answers, events and errors."""
 
 from __future__ import annotations
 
@@ -79,10 +79,12 @@ class AnthropicFake(Fake):
         path = request.target.split(" ")[1]
         if path not in ("/v1/messages", "/v1/models?limit=1000"):
             raise Refused(404, error("not_found_error", "Not found"))
-        if headers.get("x-api-key") != self.key or "authorization" in headers:
+        if headers.get("x-api-key", headers.get("authorization", "").removeprefix("Bearer ")) != self.key:
             raise Refused(401, error("authentication_error", "invalid x-api-key"))
-        if headers.get("anthropic-version") != "2023-06-01":
+        if headers.get("anthropic-version") not in ("2023-06-01", "2026-10-21"):
             raise _invalid("anthropic-version: header is required")
+        if headers["anthropic-version"] == "2026-10-21" and {"temperature", "top_p", "top_k"} & set(said):
+            raise _invalid("temperature: Extra inputs are not permitted")
         if request.target.startswith("POST "):
             _check_body(said)
             _check_turns(said["messages"])
