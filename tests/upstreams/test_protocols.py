@@ -17,7 +17,7 @@ from tests.upstream_scripts import body, html
 from tests.upstreams.events import sdk_sees
 from tests.upstreams.fakes import anthropic, azure, gemini
 from tests.upstreams.fakes.fake import Json, events
-from tests.upstreams.fakes.spoken import ANSWERED, ASKED, GREETING, WEATHER, Spoken
+from tests.upstreams.fakes.spoken import ANSWERED, ASKED, GREETING, STREAMS, WEATHER, Spoken
 
 Speak = Callable[[str], Spoken]
 PROTOCOLS = ("azure", "anthropic", "gemini")
@@ -25,11 +25,6 @@ USAGES = {
     "azure": Usage(4, 16, 0, 9, 0),
     "anthropic": Usage(25, 300, 100, 15, 0),
     "gemini": Usage(10, 30, 0, 12, 0),
-}
-STREAMS: dict[str, list[bytes]] = {
-    "azure": azure.stream({"content": "Hello there."}, "stop", usage=True),
-    "anthropic": anthropic.stream([anthropic.HELLO]),
-    "gemini": gemini.stream(gemini.HELLO),
 }
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
 

@@ -127,16 +127,16 @@ class _Events:
             delta, calls = _delta(candidate, self._calls.get(index, 0))
             self._calls[index] = calls
             choices.append({"index": index, "delta": delta, "finish_reason": _finish(candidate, calls)})
+        before, self._spoken = self._spoken, self._spoken or bool(choices)
         choices = choices or _blocked(event, "delta")
         said: list[Json] = [{"choices": choices}] if choices else []
         usage = usage_of(event.get("usageMetadata"))
-        before, self._spoken = self._spoken, self._spoken or bool(choices)
         if usage is None:
             return said
         report: list[Json] = [{"choices": [], "usage": usage}]
         # Each event repeats the totals so far. One that leaves the output out must not make it 0: it tells of the
         # input only, and that once.
-        if usage["completion_tokens"] or "candidatesTokenCount" in event["usageMetadata"]:
+        if usage["completion_tokens"] or "candidatesTokenCount" in event["usageMetadata"] or not self._spoken:
             return said + report
         return said if before else report + said
 

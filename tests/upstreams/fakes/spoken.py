@@ -11,6 +11,7 @@ from typing import Any
 from gateway.upstreams.base import Face, Target, Usage
 from gateway.upstreams.registry import ADAPTERS
 from gateway.upstreams.relay import Relay
+from tests.upstreams.fakes import anthropic, azure, gemini
 from tests.upstreams.fakes.anthropic import AnthropicFake
 from tests.upstreams.fakes.azure import AzureFake
 from tests.upstreams.fakes.fake import Fake, Json
@@ -19,6 +20,12 @@ from tests.upstreams.fakes.gemini import GeminiFake
 FAKES: dict[str, type[Fake]] = {"anthropic": AnthropicFake, "gemini": GeminiFake, "azure": AzureFake}
 MODELS = {"anthropic": "claude-sonnet-4-5-20250929", "gemini": "gemini-2.5-flash", "azure": "chat-prod"}
 FACE = Face("chatcmpl-ours", 1_800_000_000, "acme-chat", include_usage=True)
+# A whole stream that says "Hello there.", event by event.
+STREAMS: dict[str, list[bytes]] = {
+    "azure": azure.stream({"content": "Hello there."}, "stop", usage=True),
+    "anthropic": anthropic.stream([anthropic.HELLO]),
+    "gemini": gemini.stream(gemini.HELLO),
+}
 GREETING: Json = {"role": "user", "content": "Say hello."}
 WEATHER: Json = {
     "type": "function",
