@@ -10,7 +10,7 @@ from gateway.errors import InvalidRequest
 from tests.upstreams.fakes.fake import Json
 from tests.upstreams.fakes.spoken import ANSWERED, ASKED, GREETING, WEATHER, Spoken
 
-PIXEL = "iVBORw0KGgo="
+PIXEL = "iVBORw0KGgo"
 HELLO = [{"type": "text", "text": "Say hello."}]
 
 
@@ -132,14 +132,14 @@ async def test_tool_choice(spoken: Spoken, asked: Json, choice: Json | None) -> 
 async def test_pictures_and_documents(spoken: Spoken) -> None:
     pdf = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}}
     parts = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpg;base64,{PIXEL}%3D \n", "detail": "low"}},
         {"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}},
         pdf,
         {"type": "text", "text": "What is this?"},
     ]
     sent = await spoken.sends({"role": "user", "content": parts})
     assert sent["messages"][0]["content"] == [
-        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": PIXEL + "="}},
         {"type": "image", "source": {"type": "url", "url": "https://example.com/cat.jpg"}},
         {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}},
         {"type": "text", "text": "What is this?"},

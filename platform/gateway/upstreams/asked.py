@@ -38,6 +38,7 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "function_call": ("none",),
 }
+MEDIA_TYPES = {"image/jpg": "image/jpeg"}  # written often, and refused by others than OpenAI
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[^;,]*)*),(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -166,13 +167,14 @@ def data_url(url: str, path: str) -> tuple[str, str] | None:
     found = DATA_URL.fullmatch(url)
     if found is None or ";base64" not in found[2].lower():
         raise _bad_data(path)
-    data = re.sub(r"\s+", "", unquote_to_bytes(found[3]).decode("ascii", "replace"))
+    data = "".join(unquote_to_bytes(found[3]).decode("ascii", "replace").split())
     try:
         if not a2b_base64(data):
             raise _bad_data(path)
     except (NotBase64, ValueError):
         raise _bad_data(path) from None
-    return (found[1] or "application/octet-stream").lower(), data
+    media_type = (found[1] or "application/octet-stream").lower()
+    return MEDIA_TYPES.get(media_type, media_type), data
 
 
 def file_data(part: Json, path: str) -> tuple[str, str]:
