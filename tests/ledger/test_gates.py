@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.db import connection
 
+from gateway.catalogue.models import CatalogueVersion
 from gateway.ledger.desk import Desk
 from gateway.ledger.items import Ending, Gate, Order
-from gateway.ledger.models import Counter, Hold, UsageRecord
+from gateway.ledger.link import LinkLost
+from gateway.ledger.models import Counter, Hold, Process, UsageRecord
 from gateway.ledger.models import Gate as Row
+from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
+from gateway.limits.claims import make_claim
+from gateway.limits.facts import load_rules
+from gateway.limits.models import LimitRule
 from gateway.upstreams.base import Usage
-from tests.ledger.looking import WHOLE, MakeOrder, db, until
+from tenants.facts import load_callers
+from tenants.models import APIKey
+from tests.ledger.looking import WHOLE, MakeOrder, db, other_connection, until
+from tests.limits.clock import Clock, clock  # noqa: F401
 
 ESTIMATE = 3000  # of an order of the fixture
 FAILED = Ending("failed", Usage(), 502, "upstream_error")
@@ -157,3 +168,90 @@ async def test_plain_requests_touch_no_gate(desk: Desk, order: MakeOrder) -> Non
     await desk.settle(mine, WHOLE)
     assert not mine.gated
     assert await db(Row.objects.count) == 0
+
+
+async def test_a_locked_gate_sets_its_own_requests_apart(
+    desk: Desk, order: MakeOrder, acme: APIKey, globex: APIKey
+) -> None:
+    gate = Gate(71, 1, tpm=100_000)
+    running = await asked(order, gate)
+    await desk.admit(running)
+    other = await db(other_connection)
+    await db(lambda: other.cursor().execute("BEGIN; SELECT FROM ledger_gate FOR UPDATE"))
+    waiting = asyncio.ensure_future(desk.admit(await asked(order, gate)))
+    settled = desk.settle(running, WHOLE)
+    neighbour = await db(order, globex)
+    assert (await desk.admit(neighbour))[0] == "ok"
+    await desk.settle(neighbour, WHOLE)
+    assert not waiting.done() and not settled.done()
+    await db(other.close)
+    assert (await waiting)[0] == "ok"
+    await settled
+    assert await row(71) == (2, ESTIMATE + 1500)
+
+
+async def test_a_move_with_an_unknown_outcome_is_made_once(
+    desk: Desk, order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, lost = desk.writer.link.call, []
+
+    def cut_after_commit(items: Any, **how: Any) -> Any:
+        rows = call(items, **how)
+        if not lost:
+            lost.append(items)
+            raise LinkLost("the connection went away before the answer came")
+        return rows
+
+    gate = Gate(71, 1, rpm=2, in_flight=1)
+    mine = await asked(order, gate)
+    await desk.admit(mine)
+    monkeypatch.setattr(desk.writer.link, "call", cut_after_commit)
+    assert await desk.move(mine, [gate, Gate(72, 2)]) is True
+    assert mine.deployment_id == 71 and await row(71) == (2, 0)
+    assert await desk.move(mine, [gate, Gate(72, 2)]) is True
+    assert mine.deployment_id == 72
+
+
+async def test_who_was_full_because_of_a_refused_one_asks_again(
+    desk: Desk, order: MakeOrder, acme: APIKey, globex: APIKey
+) -> None:
+    """In one batch: the first takes the gate's last place, and is then refused by a limit of its own."""
+    rule = await db(lambda: LimitRule.objects.create(key=acme, metric="requests", per="day", amount=0))
+    gate = Gate(71, 1, in_flight=1)
+    limited, lucky = await asked(order, gate), await db(order, globex)
+    lucky.candidates = [gate]
+    limited.caller = await db(lambda: load_callers([acme.public_id])[acme.public_id])
+    now = datetime.now(UTC)
+    (watching,) = [r for r in await db(load_rules, acme.tenant_id, acme.pk) if r.id == rule.pk]
+    limited.claims = [make_claim(watching, limited.caller.zone, now, 0, 1)]
+    limited.catalogue_version = lucky.catalogue_version = (await db(CatalogueVersion.objects.get)).version
+    verdicts = await asyncio.gather(desk.admit(limited), desk.admit(lucky))
+    assert [verdict for verdict, _ in verdicts] == ["limited", "ok"]
+    assert await row(71) == (1, 0)
+    assert await db(held, 71) == 1
+
+
+async def test_a_swept_request_makes_no_more_attempts(desk: Desk, order: MakeOrder) -> None:
+    mine = await asked(order, Gate(71, 1, in_flight=1))
+    await desk.admit(mine)
+    await db(lambda: Process.objects.update(ended_at=datetime.now(UTC)))
+    await db(sweep)
+    assert await desk.move(mine, [Gate(72, 2)]) is False
+    await desk.settle(mine, WHOLE)
+    assert (await desk.admit(await asked(order, Gate(71, 1, in_flight=1))))[0] == "ok"
+    assert (await db(verify)).drift == []
+
+
+async def test_a_clock_that_is_put_back_does_not_close_a_gate_for_long(clock: Clock, order: MakeOrder) -> None:  # noqa: F811
+    noon = datetime(2027, 5, 5, 12, tzinfo=UTC)
+    gate = Gate(71, 1, rpm=1)
+    await db(clock.freeze, noon)
+    desk = await db(Desk)
+    try:
+        assert (await desk.admit(await asked(order, gate)))[0] == "ok"
+        await db(clock.freeze, noon - timedelta(hours=2))
+        assert (await desk.admit(await asked(order, gate)))[0] == "full"
+        await db(clock.freeze, noon - timedelta(hours=2) + timedelta(seconds=61))
+        assert (await desk.admit(await asked(order, gate)))[0] == "ok"
+    finally:
+        await db(desk.stop, 5)

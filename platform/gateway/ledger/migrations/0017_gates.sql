@@ -143,6 +143,10 @@ BEGIN
         h := NULL;
         IF i.op = 'm' THEN
             SELECT * INTO h FROM ledger_hold r WHERE r.request_id = i.request_id;
+            IF NOT FOUND THEN  -- swept: the books take it for ended
+                crowded := crowded || ROW(i.request_id, NULL)::ledger_full;
+                CONTINUE;
+            END IF;
             IF h.gate_moves >= i.move THEN  -- an earlier try of this batch was committed
                 i.deployment_id := h.deployment_id;
                 i.provider_id := h.provider_id;
