@@ -7,6 +7,7 @@ is cancelled while waiting leaves no connection behind: it is closed, never retu
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway import __version__
+from gateway.logs import answering
+from gateway.telemetry import traces
 from gateway.upstreams import addresses
 from gateway.upstreams.base import Target
 from gateway.upstreams.faults import from_exception
@@ -27,6 +30,8 @@ KEEP_ALIVE_S = 4.0
 # llama.cpp promises to keep the connection of a stream and closes it. Used again at once, it would fail the
 # next request in a way that cannot be repeated safely; after this time its goodbye has arrived.
 STREAM_GRACE_S = 0.05
+
+Headers = tuple[tuple[str, str], ...]
 
 UNSAFE = frozenset("\r\n\0")
 HEADERS = (
@@ -66,26 +71,36 @@ class Client:
         # What aiohttp's pools want to see of a request: where it goes.
         self._destinations: dict[URL, aiohttp.ClientRequest] = {}
 
-    async def post(self, target: Target, path: str, body: bytes, *, stream: bool = False) -> Response:
-        """Send JSON; returns once the headers are there. Raises UpstreamError or UpstreamTimeout."""
-        return await self._send("POST", target, path, body, stream=stream)
+    async def post(
+        self, target: Target, path: str, body: bytes, *, headers: Headers = (), stream: bool = False
+    ) -> Response:
+        """Send JSON; returns once the headers are there. Raises UpstreamError or UpstreamTimeout.
 
-    async def get(self, target: Target, path: str) -> Response:
+        `path` begins where the base URL ends and may have a query; `headers` are the protocol's own.
+        """
+        return await self._send("POST", target, path, body, headers, stream=stream)
+
+    async def get(self, target: Target, path: str, *, headers: Headers = ()) -> Response:
         """As `post`, without a body."""
-        return await self._send("GET", target, path, b"")
+        return await self._send("GET", target, path, b"", headers)
 
-    async def _send(self, method: str, target: Target, path: str, body: bytes, *, stream: bool = False) -> Response:
+    async def _send(
+        self, method: str, target: Target, path: str, body: bytes, headers: Headers, *, stream: bool = False
+    ) -> Response:
+        total, limit = target.total_timeout_s, target.connect_timeout_s
+        deadline = math.inf if total is None else asyncio.get_running_loop().time() + total
         try:
             url = _endpoint(target.base_url, path, addresses.rules())
-            head = _head(method, url, target.credential)
+            head = _head(method, url, headers) + _trail()
             if method == "POST":
                 head += b"Content-Length: %d\r\n\r\n" % len(body)
             else:
                 head += b"\r\n"
-            response = Response(await self._connect(url, target.connect_timeout_s, stream), target, self._drains)
-            await response.start(head, body)
+            connection = await self._connect(url, limit if total is None else min(limit, total), stream)
         except NETWORK_ERRORS as exc:
-            raise from_exception(exc, target) from exc
+            raise from_exception(exc, target, "connect") from exc
+        response = Response(connection, target, self._drains, deadline)
+        await response.start(head, body)
         return response
 
     async def _connect(self, url: URL, timeout_s: float, stream: bool) -> Connection:
@@ -111,6 +126,13 @@ class Client:
             await pool.close()
 
 
+def _trail() -> bytes:
+    """Which request of ours this is, for the provider's own logs and traces. No id of a tenant or a user."""
+    answered, leg = answering.get(), traces.leg.get()
+    lines = b"" if answered is None else b"X-Client-Request-Id: %b\r\n" % answered.wire_id.encode()
+    return lines if leg is None else lines + b"traceparent: %b\r\n" % leg.traceparent.encode()
+
+
 @lru_cache(maxsize=1024)
 def _endpoint(base_url: str, path: str, rules: addresses.Rules) -> URL:
     """Raises AddressRefused. What a name resolves to is judged when connecting (addresses.open_socket)."""
@@ -120,16 +142,16 @@ def _endpoint(base_url: str, path: str, rules: addresses.Rules) -> URL:
 
 @lru_cache(maxsize=1024)
 def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
-    # No total: a stream may last hours. connect covers name, TCP and TLS; response.py times each wait for bytes.
+    # connect covers name, TCP and TLS; response.py times each wait for bytes, and the whole.
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
 @lru_cache(maxsize=1024)
-def _head(method: str, url: URL, credential: str) -> bytes:
+def _head(method: str, url: URL, headers: Headers) -> bytes:
     """The request's head but for its length. Raises ValueError for a credential that no header can hold."""
-    if not UNSAFE.isdisjoint(credential):
-        raise ValueError("the credential holds a line break or a NUL")
     lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"Host: {url.host_port_subcomponent}", *HEADERS]
-    if credential:
-        lines.append(f"Authorization: Bearer {credential}")
+    for name, value in headers:
+        if not UNSAFE.isdisjoint(value):
+            raise ValueError(f"the value of {name} holds a line break or a NUL")
+        lines.append(f"{name}: {value}")
     return "".join(f"{line}\r\n" for line in lines).encode()
