@@ -12,7 +12,7 @@ import pytest
 
 from gateway.server import descriptors
 from gateway.server.port import Port
-from tests.server.conftest import STUB, until
+from tests.server.conftest import STUB, count, until
 from tests.server.raw import Connection
 from tests.servers import RunningServer, running_server
 
@@ -26,7 +26,7 @@ FEW_FILES = (
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[RunningServer]:
-    with running_server({**STUB, "MAX_CONNECTIONS": str(MOST)}) as server:
+    with running_server({**STUB, "MAX_CONNECTIONS": str(MOST), "STALL_SECONDS": "2"}) as server:
         yield server
 
 
@@ -60,6 +60,16 @@ def test_connections_that_work_are_not_closed_for_others(small: RunningServer) -
         assert all(len(connection.stream()) == 26 for connection in working)
         assert waiting.read().status == 200
     until(lambda: any(line["event"] == "full" for line in small.lines()))
+
+
+def test_a_client_that_never_reads_is_cut(small: RunningServer) -> None:
+    before = count(small, "cancelled")
+    with Connection(small, receive_buffer=4096) as connection:
+        connection.chat(do="flood", events=1_000_000, pad=65_536)
+        until(lambda: count(small, "cancelled") == before + 1)
+        with pytest.raises(ConnectionError):  # reset: there is no end that it could take for one
+            while connection.socket.recv(65_536):
+                pass
 
 
 def test_it_keeps_below_its_limit_of_files() -> None:
