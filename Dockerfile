@@ -17,8 +17,9 @@ RUN python -m compileall -q platform tenants apiv1
 # A number, so that Kubernetes' runAsNonRoot can tell; it owns nothing and needs to write nowhere.
 USER 10001:10001
 EXPOSE 8000
-# SIGTERM drains: give it DRAIN_SECONDS and a little more before a kill.
+# SIGTERM drains: give it DRAIN_SECONDS and 15 more before a kill. SIGHUP: new workers, one by one.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
-CMD ["python", "-m", "gateway.server", "--port", "8000"]
+# WORKERS says how many processes.
+CMD ["python", "manage.py", "serve", "--port", "8000"]

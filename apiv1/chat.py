@@ -10,12 +10,13 @@ from django.http.response import HttpResponseBase
 from ninja import Router
 
 from apiv1.bodies import json_body, printable
+from apiv1.idempotency import runner_of
 from apiv1.requests import ApiRequest
 from apiv1.schemas import chat
 from apiv1.sse import event_stream
-from gateway import pipeline
 from gateway.errors import GatewayError
 from gateway.pipeline import Call
+from gateway.telemetry import traces
 
 router = Router(tags=["Chat"])
 
@@ -33,11 +34,15 @@ async def create_chat_completion(request: ApiRequest) -> HttpResponseBase:
     """A model's answer to a conversation, whole or as a stream of events."""
     body = chat.parse(json_body(request), default_model=settings.DEFAULT_MODEL)
     call = call_of(request, body)
+    if (keep_alive := getattr(request, "keep_alive", None)) is not None:
+        keep_alive.begin(stream=call.stream, headers=lambda: call.headers)
+    traces.note_request(body)
     try:
+        runner = await runner_of(request, call)
         if call.stream:
-            events = await pipeline.open_stream(call)
+            events = await runner.open_stream(call)
             return event_stream(request, events, lambda: log_outcome(request, call), call.headers)
-        answer = await pipeline.complete(call)
+        answer = await runner.complete(call)
     except GatewayError as refused:
         refused.headers = {**call.headers, **refused.headers}
         request.auth = call.caller  # as it was found to be by now
@@ -66,6 +71,7 @@ def call_of(request: ApiRequest, body: dict[str, Any]) -> Call:
 def log_outcome(request: ApiRequest, call: Call) -> None:
     """What the log line says of the model and its tokens."""
     log = request.counterfoil
+    log.outcome, log.usage, log.first_byte_ms = call.outcome, call.usage, call.first_byte_ms
     log.model = call.public_model or printable(call.model, 200)
     usage = call.usage
     if usage is not None:

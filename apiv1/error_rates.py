@@ -18,6 +18,7 @@ from django.http.response import HttpResponseBase
 from apiv1.limits import rates_of
 from apiv1.requests import ApiRequest
 from gateway import pipeline, snapshots
+from gateway.calls import Reload
 from gateway.errors import GatewayError
 from tenants.facts import Caller
 
@@ -75,7 +76,7 @@ class ErrorRates:
         self._under_way.clear()
 
 
-async def _read(caller: Caller, reload: pipeline.Reload) -> dict[str, str]:
+async def _read(caller: Caller, reload: Reload) -> dict[str, str]:
     """Nothing for who has no limits, without asking anybody; nothing either if anything goes wrong."""
     try:
         async with asyncio.timeout(LONGEST_S):

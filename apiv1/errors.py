@@ -61,6 +61,9 @@ def render(exc: GatewayError) -> Rendered:
 def respond(request: HttpRequest, exc: Any) -> HttpResponse:
     """Any exception of a view as a response. Ninja's handler for all of them."""
     exc = translated(exc, request)
+    known = getattr(request, "counterfoil", None)
+    if known is not None:
+        known.error_code = exc.code or exc.type
     return HttpResponse(error_object(exc), status=status_of(exc), content_type=JSON, headers=exc.headers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from django.conf import settings
+
+from gateway.server.workers import BOOKING_SECONDS
 
 ROOT: Path = settings.BASE_DIR
 OURS = ("migrate", "web", "worker", "beat")
@@ -41,8 +44,17 @@ def test_everything_restarts_and_is_watched(services: dict[str, Any]) -> None:
     assert services["web"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
 
-def test_a_server_gets_the_time_that_its_drain_takes(services: dict[str, Any]) -> None:
-    assert int(services["web"]["stop_grace_period"].removesuffix("s")) > settings.DRAIN_SECONDS + 10
+def test_everything_gets_the_time_that_its_end_takes(services: dict[str, Any]) -> None:
+    grace = {name: int(services[name].get("stop_grace_period", "0s").removesuffix("s")) for name in OURS}
+    assert grace["web"] > settings.DRAIN_SECONDS + BOOKING_SECONDS
+    assert grace["worker"] >= 30
+    assert grace["beat"] > 10
+
+
+def test_the_image_and_the_service_serve_alike(services: dict[str, Any], dockerfile: str) -> None:
+    (command,) = re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    assert json.loads(command) == services["web"]["command"]
+    assert services["web"]["environment"]["WORKERS"] == "${WORKERS:-1}"
 
 
 def test_only_migrations_know_the_owner(services: dict[str, Any]) -> None:

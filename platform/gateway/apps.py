@@ -8,6 +8,7 @@ from django.apps import AppConfig
 from django.conf import settings
 
 from gateway import logs
+from gateway.telemetry import routes
 from gateway.upstreams import addresses
 
 
@@ -18,7 +19,9 @@ class GatewayConfig(AppConfig):
     def ready(self) -> None:
         logs.configure()
         import_module("gateway.checks")
+        import_module("gateway.telemetry.checks")
         # Upstreams know no Django, so the settings are handed to them.
         addresses.configure(
             allow_private=settings.UPSTREAM_ALLOW_PRIVATE, allow_loopback=settings.UPSTREAM_ALLOW_LOOPBACK
         )
+        routes.configure(settings.API_PREFIX)  # as telemetry

@@ -28,6 +28,9 @@ BEAT_SCHEDULE = {
     "windows ahead": _every(300, "limits.open_windows"),
     "expired credit": _every(60, "limits.close_credits"),
     "old windows, warnings and refusals": _every(3600, "limits.tidy"),
+    "active probes of deployments": _every(5, "failover.probe"),
+    "old health events": _every(3600, "failover.tidy"),
+    "kept answers": _every(60, "replies.tidy"),
     "partitions ahead": _every(3600, "ledger.ensure_partitions"),
 }
 
@@ -41,7 +44,7 @@ app.conf.update(
     worker_hijack_root_logger=False,  # gateway.logs is configured by Django's set-up
     broker_connection_retry_on_startup=True,
 )
-app.autodiscover_tasks(["gateway.billing", "gateway.ledger", "gateway.limits"])
+app.autodiscover_tasks(["gateway.billing", "gateway.failover", "gateway.ledger", "gateway.limits", "gateway.replies"])
 
 
 @worker_ready.connect

@@ -8,6 +8,9 @@
     counterfoil.E006  CORS_ORIGINS
     counterfoil.E007  API_PREFIX
     counterfoil.E008  a stored credential cannot be read
+    counterfoil.E030  METRICS_PORT (telemetry.checks)       counterfoil.W031  short METRICS_TOKEN
+    counterfoil.E031  METRICS_TOKEN                         counterfoil.W032  traces are asked for and cannot be sent
+    counterfoil.E032  METRICS_DIR
 
 Those that ask the database run with `check --database default` only.
 """
@@ -33,6 +36,7 @@ from gateway import environment
 MAKE_FERNET_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 MAKE_SECRET = 'python -c "import secrets; print(secrets.token_urlsafe(48))"'
 SHORTEST_API_KEY = 16
+TAKEN = ("admin", "health", "livez", "metrics", "readyz", "static", "ws")
 SHORTEST_PEPPER = 32
 
 
@@ -86,7 +90,7 @@ def _wire() -> Iterator[CheckMessage]:
             hint="400, as OpenAI answers malformed requests, or 422 for clients that expect it.",
             id="counterfoil.E003",
         )
-    taken = settings.API_PREFIX.split("/")[1] in ("admin", "health", "livez", "readyz", "static", "ws")
+    taken = settings.API_PREFIX.split("/")[1] in TAKEN
     if taken or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", settings.API_PREFIX):
         yield Error(
             f"API_PREFIX {settings.API_PREFIX!r} is not a path such as /v1.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 problems: list[tuple[str, str]] = []  # (name, what is wrong)
+_from_file: set[str] = set()
 
 TRUE = {"1", "true", "yes", "on"}
 FALSE = {"0", "false", "no", "off"}
@@ -34,7 +35,14 @@ def load_dotenv(path: Path) -> None:
             value = value[1:-1]
         else:
             value = re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip()  # as Docker Compose reads the same file
-        os.environ.setdefault(name.strip(), value)
+        if name.strip() not in os.environ:
+            os.environ[name.strip()] = value
+            _from_file.add(name.strip())
+
+
+def given() -> dict[str, str]:
+    """The environment without what `.env` says: for a process that has to read that file for itself."""
+    return {name: value for name, value in os.environ.items() if name not in _from_file}
 
 
 def text(name: str, default: str = "") -> str:
@@ -64,6 +72,11 @@ def integer(name: str, default: int, *, low: int = 0, high: int = 2**31 - 1) -> 
         problems.append((name, f"{value} is not between {low} and {high}"))
         return default
     return value
+
+
+def count(name: str, default: int) -> int:
+    """At least 1, or `auto`, which is 0: as many as there are CPUs."""
+    return 0 if text(name).lower() == "auto" else integer(name, default, low=1, high=1024)
 
 
 def strings(name: str) -> list[str]:

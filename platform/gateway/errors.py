@@ -19,6 +19,12 @@ GatewayError
 
 from __future__ import annotations
 
+from typing import Literal
+
+# How far a call to a provider had come when it failed: the request was not sent, was sent, its status and headers
+# were here, the first byte of the body was.
+Phase = Literal["connect", "sent", "head", "body"]
+
 
 class GatewayError(Exception):
     """An answer that is not 200. The four fields are those of OpenAI's error object.
@@ -29,6 +35,7 @@ class GatewayError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
+    upstream_status: int | None = None  # the provider's own, if it gave one
 
     def __init__(
         self,
@@ -124,6 +131,7 @@ class UpstreamError(GatewayError):
 
     status = 502
     reached = True
+    phase: Phase = "body"
 
 
 class UpstreamTimeout(UpstreamError):

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -19,8 +20,11 @@ from uuid import UUID
 import orjson
 
 from gateway.identifiers import uuid7
+from gateway.telemetry import metrics, routes
+from gateway.telemetry.metrics import Tokens
 
 STDERR = 2
+LEFT = 499  # nginx's status for a client that closed the connection
 LONGEST_PATH = 512
 # Set by `logging` on every record; whatever else is there came in as `extra` and is logged.
 STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -43,6 +47,11 @@ class RequestLog:
     input_tokens: int | None = None
     output_tokens: int | None = None
     broken: bool = False  # a stream that broke off after its status line
+    error_code: str = ""  # the error's code, or its type if it has none
+    # Of an admitted request: completed, failed or interrupted; for metrics and traces.
+    outcome: str = ""
+    usage: Tokens | None = None
+    first_byte_ms: int | None = None
 
     @property
     def wire_id(self) -> str:
@@ -55,7 +64,7 @@ class RequestLog:
     def write(self, status: int) -> None:
         """One line. Status 499: the client left before the answer ended."""
         line: dict[str, object] = {
-            "time": _now(),
+            "time": now(),
             "level": "info" if status < 500 else "warning" if status == 503 else "error",
             "event": "request",
             "method": self.method,
@@ -64,13 +73,26 @@ class RequestLog:
             "ms": round((time.perf_counter() - self.started) * 1000, 1),
             "request_id": self.wire_id,
         }
-        for name in ("tenant", "key", "model", "input_tokens", "output_tokens", "client_request_id"):
+        for name in ("tenant", "key", "model", "input_tokens", "output_tokens", "error_code", "client_request_id"):
             value = getattr(self, name)
             if value not in (None, ""):
                 line[name] = value
         if self.broken:
             line["broken"] = True
         emit(line)
+        self._count(status)
+
+    def _count(self, status: int) -> None:
+        """Refused before it was admitted: the pipeline, which counts all others, did not see its end."""
+        metrics.http_ended(routes.kind(self.path), status)
+        if status >= 400 and status != LEFT and not self.outcome and self.method == "POST":
+            endpoint = routes.inference(self.path)
+            if endpoint is not None:
+                metrics.request_refused(endpoint=endpoint, http_status=status, code=self.error_code)
+
+
+# What this task answers: lines that are written on the way say so.
+answering: ContextVar[RequestLog | None] = ContextVar("answering", default=None)
 
 
 def emit(line: dict[str, object]) -> None:
@@ -92,6 +114,9 @@ class JsonFormatter(logging.Formatter):
         for name, value in record.__dict__.items():
             if name not in STANDARD and name not in UNLOGGED and not name.startswith("_"):
                 line[name] = value
+        answered = answering.get()
+        if answered is not None:
+            line.setdefault("request_id", answered.wire_id)
         if record.exc_info and record.exc_info[0] is not None:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
@@ -126,5 +151,5 @@ def configure() -> None:
         logging.captureWarnings(True)
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")

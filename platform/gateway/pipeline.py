@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-from uuid import UUID
+from typing import Any, TypeVar
 
-from gateway import routing
+from gateway import endings, routing
+from gateway.calls import Call, Reload
 from gateway.catalogue.snapshot import Catalogue
 from gateway.errors import (
     GatewayError,
@@ -29,63 +26,29 @@ from gateway.errors import (
 )
 from gateway.identifiers import uuid7
 from gateway.ledger import desk
-from gateway.ledger.items import Ending
 from gateway.limits import rate_headers
-from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
-from gateway.limits.refusals import refusal
+from gateway.limits.refusals import at_capacity, refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
-from gateway.upstreams.base import Stream, Usage
+from gateway.upstreams.base import Answer, Stream, Usage
 from tenants.facts import Caller
 
-__all__ = ["Call", "complete", "ended_requests", "ensure_fresh", "open_stream", "read"]
+__all__ = ["Call", "complete", "ensure_fresh", "open_stream", "read"]
 
 log = logging.getLogger(__name__)
 
-Reload = Callable[[Caller], Awaitable[Caller]]
+T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 ATTEMPTS = 5  # admissions that may find their facts stale before we say 503
 NOTHING = Usage()
-
-# The last requests that ended here, for the admin's live feed; console.feed takes them from the left.
-ended_requests: deque[dict[str, Any]] = deque(maxlen=500)
-
-
-@dataclass(slots=True)
-class Call:
-    """One request of a client, validated. The lower part is filled on the way, for the request log."""
-
-    caller: Caller
-    body: dict[str, Any]
-    model: str
-    stream: bool
-    include_usage: bool
-    reload: Reload
-    endpoint: str = "chat.completions"
-    request_id: UUID = field(default_factory=uuid7)
-    client_request_id: str = ""
-    end_user: str = ""
-    public_model: str = ""
-    usage: Usage | None = None
-    outcome: str = ""
-    began: float = field(default_factory=time.perf_counter)
-    first_byte_ms: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)  # for the response: rate limits, a lowered cap
 
 
 async def complete(call: Call) -> bytes:
     """The whole answer as JSON bytes; its record is durable."""
     route = await _admit(call)
-    try:
-        answer = await route.adapter.complete(route.target, route.request, route.face)
-    except BaseException as exc:
-        fault = _settle_fault(call, route, exc)
-        if fault is exc:
-            raise
-        raise fault from exc
-    call.first_byte_ms = _milliseconds_since(call.began)
+    answer: Answer = await _called(call, route, lambda adapter, *request: adapter.complete(*request))
     await _settle(call, route, "completed", answer.usage)
     return answer.body
 
@@ -93,15 +56,23 @@ async def complete(call: Call) -> bytes:
 async def open_stream(call: Call) -> Relay:
     """An open stream of SSE bytes for the client. Faults before the first byte are raised here."""
     route = await _admit(call)
+    stream = await _called(call, route, lambda adapter, *request: adapter.open_stream(*request))
+    return Relay(call, route, stream)
+
+
+async def _called(call: Call, route: Route, go: Callable[..., Awaitable[T]]) -> T:
+    """What the first provider that answers says: tried again, and elsewhere, until a byte of an answer is there."""
     try:
-        stream = await route.adapter.open_stream(route.target, route.request, route.face)
+        answer = await route.trip.run(lambda leg: go(*route.enter(leg)))
     except BaseException as exc:
         fault = _settle_fault(call, route, exc)
         if fault is exc:
             raise
         raise fault from exc
-    call.first_byte_ms = _milliseconds_since(call.began)
-    return Relay(call, route, stream)
+    call.first_byte_ms = endings.milliseconds_since(call.began)
+    if route.order.served_model:
+        call.headers["x-counterfoil-served-model"] = route.order.served_model
+    return answer
 
 
 class Relay:
@@ -128,6 +99,7 @@ class Relay:
         except StopAsyncIteration:
             pass
         except GatewayError as exc:
+            self._route.trip.ended("cut", exc.status)
             await self._end("interrupted", exc.code or "upstream_error")
             raise
         except asyncio.CancelledError:
@@ -152,8 +124,11 @@ class Relay:
     def _leave(self) -> None:
         if not self._settled:
             self._ended = self._settled = True
-            ending = _ended(self._call, self._route, "interrupted", self._stream.usage, 200, "client_disconnected")
-            desk.current().book(self._route.order, ending)
+            call, route = self._call, self._route
+            route.trip.ended("client_left", 499)
+            ending = endings.ending_of(call, route, "interrupted", self._stream.usage, 200, "client_disconnected")
+            desk.current().book(route.order, ending)
+            endings.tell(call, route.order, ending)
 
     async def aclose(self) -> None:
         """The client has gone, or nobody wants more: stop the provider, book what was delivered."""
@@ -198,6 +173,8 @@ async def _admit(call: Call) -> Route:
             if verdict == "limited":
                 lowered = _fitted_or_refused(call, route, detail, attempt)
                 continue
+            if verdict == "full":
+                raise at_capacity(call.model, detail)
             if verdict == "window":  # our clock was in another window than the database's
                 now = datetime.fromisoformat(detail)
                 continue
@@ -226,8 +203,9 @@ def _routed(
 
 
 def _admitted(call: Call, route: Route, lowered: int | None) -> None:
-    call.public_model = route.face.model
     order = route.order
+    call.public_model = order.model
+    route.depart(lambda order, gates: desk.current().move(order, gates))
     if order.admitted_state and order.started_at:
         call.headers = rate_headers.of_decided(order.admitted_state, route.rules, order.started_at)
     if lowered is not None:
@@ -256,12 +234,17 @@ async def _refresh(verdict: str, caller: Caller, reload: Reload) -> Caller:
 def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException:
     """Book a request that ended before its first byte; returns what to raise."""
     if isinstance(exc, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
-        usage = Usage(input_tokens=tokens.estimate_request(route.request), estimated=True)
+        # What is in nobody's hands while it waits for its next attempt costs nothing.
+        asked = route.trip.running
+        route.trip.left()
+        usage = Usage(input_tokens=tokens.estimate_request(route.request), estimated=True) if asked else NOTHING
         _settle(call, route, "interrupted", usage, http_status=499, error_code="client_disconnected")
         return exc
     if not isinstance(exc, GatewayError):
         log.error("Request %s failed", call.request_id, exc_info=exc)
         exc = InternalError()
+    if isinstance(exc, Unavailable):
+        exc.headers.setdefault("retry-after", "1")  # the provider may not have said
     code = exc.code or ("upstream_error" if isinstance(exc, UpstreamError) else exc.type)
     _settle(call, route, "failed", NOTHING, http_status=exc.status, error_code=code)
     return exc
@@ -271,29 +254,7 @@ def _settle(
     call: Call, route: Route, status: str, usage: Usage, *, http_status: int = 200, error_code: str = ""
 ) -> asyncio.Future[Any]:
     """Give the ending to the desk, which writes it whether or not the future is awaited."""
-    return desk.current().settle(route.order, _ended(call, route, status, usage, http_status, error_code))
-
-
-def _ended(call: Call, route: Route, status: str, usage: Usage, http_status: int, error_code: str) -> Ending:
-    """Note the end of a call, for the request log and the live feed."""
-    call.usage, call.outcome = usage, status
-    if status == "completed":
-        output = usage.output_tokens + usage.reasoning_tokens
-        expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
-    ended_requests.append(
-        {
-            "request_id": str(call.request_id),
-            "at": time.time(),
-            "tenant": call.caller.tenant,
-            "key": call.caller.key_name,
-            "model": route.face.model,
-            "status": status,
-            "tokens": usage.total,
-            "ms": _milliseconds_since(call.began),
-        }
-    )
-    return Ending(status, usage, http_status, error_code[:64], call.first_byte_ms)
-
-
-def _milliseconds_since(began: float) -> int:
-    return round((time.perf_counter() - began) * 1000)
+    ending = endings.ending_of(call, route, status, usage, http_status, error_code)
+    settled = desk.current().settle(route.order, ending)
+    endings.tell(call, route.order, ending)
+    return settled

@@ -7,53 +7,86 @@ Everything is decided on snapshots; a refusal counts only after the desk has con
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import orjson
-from django.conf import settings
-
 from gateway import clock
-from gateway.catalogue.pricing import Rates
+from gateway.catalogue.pricing import Rates, dearest
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
-from gateway.errors import GatewayError, InvalidRequest, ModelNotFound, PermissionDenied, Unavailable
+from gateway.errors import GatewayError, ModelNotFound, PermissionDenied
+from gateway.failover.attempts import Trip
+from gateway.failover.legs import Leg, legs_for
 from gateway.ledger.decisions import unasked
-from gateway.ledger.items import EarlyRefusal, Order
+from gateway.ledger.items import EarlyRefusal, Gate, Order
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
-from gateway.limits.expectations import expectations
 from gateway.limits.facts import Rule
 from gateway.limits.refusals import unbounded
 from gateway.limits.refusals_log import LACKS
-from gateway.upstreams import tokens
+from gateway.sizing import capped, fitting, need_of
 from gateway.upstreams.base import Adapter, Face, Target
 from gateway.upstreams.registry import adapter_for
 from tenants.facts import Caller
 
 NO_SUCH_MODEL = "The model `{}` does not exist or you do not have access to it."
-CAPS = ("max_completion_tokens", "max_tokens")
 UNCAPPED = 2**31
-MEDIA = frozenset({"image_url", "input_audio", "file"})  # parts whose tokens have no bound that we know
+
+Move = Callable[[Order, list[Gate]], Awaitable[bool]]
 
 
 @dataclass(slots=True)
 class Route:
-    """Where an admitted request goes, and how its answer must look."""
+    """Where an admitted request may go, in order, and how its answer must look."""
 
     order: Order
-    adapter: Adapter
-    target: Target
+    legs: list[Leg]
+    facts: ModelFacts  # of the model that was asked for
     request: dict[str, Any]  # what goes upstream, in OpenAI's form
-    face: Face
+    include_usage: bool
     rules: dict[int, Rule]
     need: Need
     cap: int  # on the completion of one choice; 0: none
+    now: datetime
+    trip: Trip = field(init=False)  # once it is admitted
+
+    def depart(self, move: Move) -> None:
+        """Admitted. `move` takes the hold to another deployment, where some have limits of their own."""
+        order, facts = self.order, self.facts
+        self.trip = Trip(
+            self.legs,
+            first=self.first,
+            stream=order.stream,
+            most=facts.max_attempts,
+            within_s=facts.retry_within_s,
+            move=(lambda leg: move(order, [leg.gate])) if order.candidates else None,
+        )
 
     @property
     def choices(self) -> int:
         return self.request.get("n") or 1
+
+    @property
+    def first(self) -> Leg:
+        """Where the desk has admitted it to."""
+        return self.leg_at(self.order.deployment_id)
+
+    def leg_at(self, deployment_id: int) -> Leg:
+        return next(leg for leg in self.legs if leg.deployment_id == deployment_id)
+
+    def enter(self, leg: Leg) -> tuple[Adapter, Target, dict[str, Any], Face]:
+        """What calling this one takes; the order is booked there from now on."""
+        order, facts, target = self.order, leg.facts, leg.placement.target
+        order.deployment_id, order.provider_id = target.deployment_id, target.provider_id
+        order.charge_rates, order.cost_rates = leg.charge_rates, facts.cost_rates(target.provider_id, self.now)
+        request = self.request
+        if facts is self.facts:
+            order.served_model = ""
+        else:
+            order.served_model = facts.public_id
+            request = fitting(request, self.cap, facts.max_output_tokens)
+        return adapter_for(target.protocol), target, request, _face(facts, order.request_id, self.include_usage)
 
 
 def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
@@ -85,10 +118,12 @@ def choose_route(
     """The route and its order. `lowered` is the cap that a limit of `on_shortage: fit` has left."""
     facts = find_model(catalogue, caller, name)
     now = now or clock.now()
-    target, charge_rates = _served(facts, caller, name, now)
-    request, cap = _capped(body, facts, lowered)
+    request, cap = capped(body, facts, lowered)
     watching = applicable(rules, facts.id, caller.currency)
-    need = _need(request, watching, caller.key_id, facts.id, cap)
+    need = need_of(request, watching, caller.key_id, facts.id, cap)
+    rates = _priced(facts, caller, name, now)
+    legs = legs_for(catalogue, facts, rates, caller, now=now, need=need, request=request, stream=stream)
+    first = legs[0]
     order = Order(
         request_id=request_id,
         caller=caller,
@@ -97,33 +132,43 @@ def choose_route(
         stream=stream,
         model=facts.public_id,
         catalogue_model_id=facts.id,
-        deployment_id=target.deployment_id,
-        provider_id=target.provider_id,
+        deployment_id=first.deployment_id,
+        provider_id=first.provider_id,
         input_tokens=need.input_expected,
         output_tokens=need.output_expected,
-        charge_rates=charge_rates,
-        cost_rates=facts.cost_rates(target.provider_id, now),
+        charge_rates=first.charge_rates,
+        cost_rates=first.facts.cost_rates(first.provider_id, now),
         lowered=lowered,
-        claims=_claims(watching, need, charge_rates, caller, now, name) if watching else [],
     )
-    adapter, face = adapter_for(target.protocol), _face(facts, request_id, include_usage)
-    return Route(order, adapter, target, request, face, {rule.id: rule for rule in watching}, need, cap)
+    if len(legs) > 1 or first.placement.limited:
+        _prepare_for_others(order, legs, now)
+    if watching:
+        order.claims = _claims(watching, need, order.hold_rates or first.charge_rates, caller, now, name)
+    return Route(order, legs, facts, request, include_usage, {rule.id: rule for rule in watching}, need, cap, now)
 
 
-def _served(facts: ModelFacts, caller: Caller, name: str, now: datetime) -> tuple[Target, Rates | None]:
-    """Where the model is served and what it is charged at; None: unpriced, and that is allowed."""
-    target = facts.choose()
-    if target is None:
-        raise Unavailable(f"The model `{name}` is not available at the moment.", retry_after=30)
+def _prepare_for_others(order: Order, legs: Sequence[Leg], now: datetime) -> None:
+    """What the first leg alone would not need: limits of deployments, the dearest price, other prices' first use."""
+    if any(leg.placement.limited for leg in legs):
+        order.candidates = [leg.gate for leg in legs]
+    charged = {leg.charge_rates.price_id: leg.charge_rates for leg in legs if leg.charge_rates is not None}
+    if len(charged) > 1:
+        order.hold_rates = dearest(list(charged.values()))
+    costs = [leg.facts.cost_rates(leg.provider_id, now) for leg in legs]
+    order.other_rates = [*charged.values(), *(rates for rates in costs if rates is not None)]
+
+
+def _priced(facts: ModelFacts, caller: Caller, name: str, now: datetime) -> Rates | None:
+    """What the model is charged at; None: unpriced, and that is allowed."""
     rates = facts.charge_rates(caller.tenant_id, caller.currency, now)
-    if rates is None and facts.refuse_unpriced:
+    if rates is None and facts.refuse_unpriced and facts.deployments:
         raise PermissionDenied(
             f"The model `{name}` has no price in {caller.currency} yet, so it cannot be used. "
             "Please ask your administrator to set one.",
             code="model_not_priced",
             param="model",
         )
-    return target, rates
+    return rates
 
 
 def _claims(
@@ -179,60 +224,7 @@ def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:
         if rule.on_shortage != "fit":
             return None
         available = int(state["amount"] - state["taken"])
-        rates = route.order.charge_rates
+        rates = route.order.hold_rates or route.order.charge_rates
         cap = min(cap, affordable_output(rule, available, need=route.need, rates=rates, choices=route.choices))
         floor = max(floor, rule.floor)
     return cap if floor <= cap < most else None
-
-
-def _lowered(request: dict[str, Any], cap: int) -> dict[str, Any]:
-    set_already = [name for name in CAPS if request.get(name) is not None]
-    return {**request, **dict.fromkeys(set_already or ["max_tokens"], cap)}
-
-
-def _need(request: dict[str, Any], rules: Sequence[Rule], key_id: int, model_id: int, cap: int) -> Need:
-    """Expected and worst use. The worst case is worked out only where a hard limit asks for it."""
-    hard = any(rule.hold == "hard" for rule in rules)
-    choices = request.get("n") or 1
-    return Need(
-        input_expected=tokens.guess_request(request),
-        output_expected=expectations.expect(key_id, model_id, cap) * choices,
-        input_worst=_most_input(request) if hard else None,
-        output_worst=cap * choices if hard and cap else None,
-    )
-
-
-def _most_input(request: dict[str, Any]) -> int | None:
-    """No tokenizer makes more tokens than there are bytes; templates add some per message. None: media parts."""
-    messages = request["messages"]
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list) and any(part.get("type") in MEDIA for part in content):
-            return None
-    told = {
-        name: value
-        for name, value in request.items()
-        if name in ("messages", "tools", "functions", "response_format")
-    }
-    return len(orjson.dumps(told)) + 64 * (len(messages) + 1)
-
-
-def _capped(body: dict[str, Any], facts: ModelFacts, lowered: int | None) -> tuple[dict[str, Any], int]:
-    """The request with a cap on its output where it sets none, and the cap that is in force (0: none)."""
-    if lowered is not None:
-        return _lowered(body, lowered), lowered
-    most = facts.max_output_tokens
-    for name in CAPS:
-        asked = body.get(name)
-        if asked is None:
-            continue
-        if most is not None and asked > most:
-            raise InvalidRequest(
-                f"{name} is too large: {asked}. This model supports at most {most} completion tokens, "
-                f"whereas you provided {asked}.",
-                param=name,
-                code="invalid_value",
-            )
-        return body, asked
-    cap = min(settings.MAX_TOKENS or most or 0, most or settings.MAX_TOKENS)
-    return ({**body, "max_tokens": cap}, cap) if cap else (body, 0)

@@ -55,10 +55,33 @@ MAX_TOKENS = environment.integer("MAX_TOKENS", 2048)  # cap when a request sets 
 API_KEYS = environment.strings("API_KEYS")
 FORMAT_ERROR_STATUS = environment.integer("FORMAT_ERROR_STATUS", 400)
 MAX_BODY_BYTES = environment.integer("MAX_BODY_BYTES", 26_214_400, low=1024)  # OpenAI's own limit
+IDEMPOTENCY_HOURS = environment.integer("IDEMPOTENCY_HOURS", 24, low=0, high=8760)  # 0: the header is ignored
+IDEMPOTENCY_MAX_BYTES = environment.integer("IDEMPOTENCY_MAX_BYTES", 4_194_304, low=1024, high=104_857_600)
+IDEMPOTENCY_MAX_KEPT = environment.integer("IDEMPOTENCY_MAX_KEPT", 10_000, low=1)  # answers of a tenant
+SSE_KEEP_ALIVE_SECONDS = environment.integer("SSE_KEEP_ALIVE_SECONDS", 10)  # 0: off
+WHOLE_KEEP_ALIVE_SECONDS = environment.integer("WHOLE_KEEP_ALIVE_SECONDS", 45)  # 0: off
+
+# ---- the server: processes, and what a connection may cost -----------------------------------------------
+WORKERS = environment.count("WORKERS", 1)  # of `manage.py serve`; auto: 0, as many as there are CPUs
+WORKER_MAX_MEMORY_MB = environment.integer("WORKER_MAX_MEMORY_MB", 0)  # 0: no limit
 DRAIN_SECONDS = environment.integer("DRAIN_SECONDS", 20, low=0)
+MAX_CONNECTIONS = environment.integer("MAX_CONNECTIONS", 0)  # of a process; 0: by its limit of open files
+HEAD_SECONDS = environment.integer("HEAD_SECONDS", 30, low=1)  # for a whole request line and headers
+BODY_BYTES_PER_SECOND = environment.integer("BODY_BYTES_PER_SECOND", 1000)  # at least, after 30 s; 0: any
+# Longer than the idle time-out of usual load balancers (60 s), or they meet resets.
+IDLE_SECONDS = environment.integer("IDLE_SECONDS", 75, low=1)
+STALL_SECONDS = environment.integer("STALL_SECONDS", 120, low=1)  # a client that reads nothing at all
+
+# ---- refusing, and where upstreams may be -----------------------------------------------------------------
 UNAUTHENTICATED_PER_MINUTE = environment.integer("UNAUTHENTICATED_PER_MINUTE", 120)  # by address; 0: no limit
 UPSTREAM_ALLOW_PRIVATE = environment.flag("UPSTREAM_ALLOW_PRIVATE", False)
 UPSTREAM_ALLOW_LOOPBACK = environment.flag("UPSTREAM_ALLOW_LOOPBACK", EMBEDDED)
+
+# ---- metrics (traces go by OpenTelemetry's own OTEL_... names) ----------------------------------------------
+METRICS_TOKEN = environment.text("METRICS_TOKEN")  # for /metrics on the main port; without it there is none
+METRICS_HOST = environment.text("METRICS_HOST", "127.0.0.1")
+METRICS_PORT = environment.integer("METRICS_PORT", 0, low=0, high=65535)  # without a token; 0: none
+METRICS_DIR = environment.text("METRICS_DIR")  # what web processes of one machine share
 
 # ---- Django -----------------------------------------------------------------------------------------------
 ALLOWED_HOSTS = environment.strings("ALLOWED_HOSTS") or (["*"] if EMBEDDED else [])
@@ -101,6 +124,8 @@ INSTALLED_APPS = [
     "gateway.catalogue",
     "gateway.limits",
     "gateway.ledger",
+    "gateway.failover",
+    "gateway.replies",
     "gateway.billing",
     "gateway.reports",
     "gateway.console",
@@ -206,5 +231,7 @@ CORS_EXPOSE_HEADERS = [
     "retry-after-ms",
     "x-should-retry",
     "x-counterfoil-max-tokens",
+    "x-counterfoil-original-request-id",
+    "idempotent-replayed",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
 ]

@@ -10,6 +10,7 @@ from django.views.generic import RedirectView
 from apiv1.api import api
 from gateway.reports.urls import admin_urls, api_urls, unknown
 from gateway.server import pages
+from gateway.telemetry.page import metrics
 
 
 def routes(prefix: str) -> list[URLPattern | URLResolver]:
@@ -19,6 +20,7 @@ def routes(prefix: str) -> list[URLPattern | URLResolver]:
         path("health", pages.health, name="health"),
         path("livez", pages.livez, name="livez"),
         path("readyz", pages.readyz, name="readyz"),
+        path("metrics", metrics, name="metrics"),
         path("admin", RedirectView.as_view(pattern_name="admin:index")),
         path("admin/reports/", include(admin_urls)),
         path("admin/", admin.site.urls),

@@ -210,7 +210,7 @@ REFUSALS: dict[str, tuple[str, str, str]] = {
     "a bad URL": ("http://127.0.0.1:9100/v1", "ftp://127.0.0.1/v1", "2: base_url:"),
     "a metadata address": ("http://127.0.0.1:9100/v1", "http://169.254.169.254/v1", "2: base_url:"),
     "no URL": (', base_url: "http://127.0.0.1:9100/v1"', "", "2: base_url: The protocol openai needs a base URL."),
-    "an unknown protocol": ("protocol: openai", "protocol: smtp", "2: protocol: 'smtp' is not one of openai, echo."),
+    "an unknown protocol": ("protocol: openai", "protocol: smtp", "2: protocol: 'smtp' is not one of openai, azure, anthropic, gemini, echo."),
     "a variable that is not set": ("$ACME_LLM_KEY", "$OTHER", "2: credential: OTHER is not set in the environment."),
     "a secret in the file": ("$ACME_LLM_KEY", "sk-123", "2: credential: Secrets do not stand in this file"),
     "a negative window": ("128000", "-1", "5: context_window: Ensure this value is greater than or equal to 0."),

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,17 @@ models:
   - {id: globex-secret, deployments: [{provider: echo, upstream_model: echo}], prices: PRICE}
 tenants:
   - {slug: acme, name: Acme, timezone: Europe/Berlin, currency: USD, models: ["acme*", "local-*"]}
+"""
+
+IMPATIENT = """\
+providers:
+  - {name: impatient, protocol: openai, base_url: "URL", credential: "", first_byte_timeout_s: 1, read_timeout_s: 9}
+models:
+  - {id: acme-first, deployments: [{provider: impatient, upstream_model: a}], prices: PRICE}
+  - {id: acme-between, deployments: [{provider: impatient, upstream_model: b}], prices: PRICE,
+      first_byte_timeout_s: 9, read_timeout_s: 1}
+  - {id: acme-total, deployments: [{provider: impatient, upstream_model: c}], prices: PRICE,
+      first_byte_timeout_s: 9, total_timeout_s: 1}
 """
 
 
@@ -100,6 +111,20 @@ def open_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 def shop(open_shop: Shop) -> Shop:
     open_shop.upstream.reset()
     return open_shop
+
+
+@pytest.fixture(scope="session")
+def quick_shop(open_shop: Shop) -> Iterator[Shop]:
+    """The shop behind a server whose patience is short."""
+    open_shop.house.apply(IMPATIENT.replace("URL", open_shop.upstream.url).replace("PRICE", UNIT_PRICE))
+    module = {"DJANGO_SETTINGS_MODULE": "tests.clients.silence_settings"}
+    with running_server({**open_shop.house.environment, **module}) as server:
+        yield replace(open_shop, server=server)
+
+
+@pytest.fixture
+def quiet(shop: Shop, quick_shop: Shop) -> Shop:
+    return quick_shop
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gateway.embedded import layout
 from gateway.ledger.books import Delta, record_adjustment
-from gateway.ledger.items import Ending, Order
+from gateway.ledger.items import Attempt, Ending, Order
 from gateway.ledger.link import Link
 from gateway.ledger.models import Adjustment, Counter, UsageRecord
 from gateway.ledger.roles import grant_application_role
 from gateway.ledger.verification import verify
 from gateway.upstreams.base import Usage
 
-TABLES = ["ledger_usagerecord", "ledger_adjustment"]
+TABLES = ["ledger_usagerecord", "ledger_attempt", "ledger_adjustment"]
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def record(order: Callable[..., Order]) -> UsageRecord:
     link.connect()
     row = link.call([mine.admission()], skip=False, retry=False)[0]
     mine.started_at, mine.local_date = row[2], row[3]
-    link.call([mine.settlement(Ending("completed", Usage(10, 0, 0, 20)))], skip=False, retry=False)
+    tried = Attempt(1, mine.deployment_id, mine.provider_id, mine.model, 0, 5, 9, "ok", 200)
+    ending = Ending("completed", Usage(10, 0, 0, 20), attempts=(tried,))
+    link.call([mine.settlement(ending)], skip=False, retry=False)
     link.close()
     record = UsageRecord.objects.get()
     record_adjustment(record=record, kind="correction", delta=Delta(charge=-5), reason="too dear", by=None)
@@ -47,9 +49,9 @@ def application(record: UsageRecord) -> Iterator[BaseDatabaseWrapper]:
     other.close()
 
 
-def attempts(table: str) -> list[str]:
+def changes(table: str) -> list[str]:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT tableoid::regclass::text FROM ledger_usagerecord")
+        cursor.execute(f"SELECT tableoid::regclass::text FROM {table}")
         partition = cursor.fetchone()[0]
     return [
         f"UPDATE {table} SET tenant_id = 7",
@@ -62,7 +64,7 @@ def attempts(table: str) -> list[str]:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_owner_is_refused_by_triggers(record: UsageRecord, table: str) -> None:
-    for statement in attempts(table):
+    for statement in changes(table):
         with pytest.raises(Exception, match="append-only"), transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(statement)
     assert UsageRecord.objects.count() == Adjustment.objects.count() == 1
@@ -71,7 +73,7 @@ def test_the_owner_is_refused_by_triggers(record: UsageRecord, table: str) -> No
 @pytest.mark.parametrize("table", TABLES)
 def test_the_application_is_refused_by_its_role(application: BaseDatabaseWrapper, table: str) -> None:
     statements = [
-        *attempts(table),
+        *changes(table),
         f"DROP TABLE {table}",
         f"ALTER TABLE {table} DISABLE TRIGGER ALL",
         "ALTER TABLE ledger_usagerecord DETACH PARTITION ledger_usagerecord_other",

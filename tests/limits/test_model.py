@@ -77,7 +77,7 @@ class Shop:
 
     def order(self, key: int, tokens: tuple[int, int], now: datetime) -> Order:
         facts, caller = self.catalogue.by_name[self.model.public_id], self.callers[key]
-        target, rates = facts.choose(), facts.charge_rates(caller.tenant_id, "USD", now)
+        target, rates = facts.deployments[0].target, facts.charge_rates(caller.tenant_id, "USD", now)
         assert target is not None
         rules = applicable(self.watching[key], facts.id, caller.currency)
         claims = claims_for(rules, need=Need(*tokens, *tokens), rates=rates, zone=caller.zone, now=now)

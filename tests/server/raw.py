@@ -97,6 +97,14 @@ class Connection:
         except EOFError:
             return None
 
+    def stream(self) -> list[bytes]:
+        """What follows `head()`; fails if the stream breaks off."""
+        chunks = []
+        while chunk := self.chunk():
+            chunks.append(chunk)
+        assert chunk == b"", "the stream broke off"
+        return chunks
+
     def rest(self) -> bytes:
         """Everything until the server closes."""
         while data := self.socket.recv(65536):

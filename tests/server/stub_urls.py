@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
@@ -24,6 +26,8 @@ seen: Counter[str] = Counter()
 async def act(request: HttpRequest) -> HttpResponseBase:
     wanted = json.loads(request.body or b"{}")
     seen["started"] += 1
+    if keep := wanted.get("keep"):
+        await keep_alive(request, keep, wanted.get("before", 0))
     match wanted.get("do"):
         case "raise":
             raise ValueError("hunter2 is the password")
@@ -34,6 +38,19 @@ async def act(request: HttpRequest) -> HttpResponseBase:
         case "stream" | "break" | "fail" | "silent" | "flood":
             return StreamingHttpResponse(stream(wanted), content_type="text/event-stream; charset=utf-8")
     return JsonResponse({"length": len(request.body), "pad": "x" * wanted.get("pad", 0)})
+
+
+async def keep_alive(request: HttpRequest, kind: str, before: float) -> None:
+    """As the chat endpoint does; `before`: seconds of silence before anything is known."""
+    known = {"x-ratelimit-limit-requests": "7"}
+    if (silence := getattr(request, "keep_alive", None)) is not None:
+        silence.begin(stream=kind == "stream", headers=lambda: known)
+    seen["kept"] += 1
+    try:
+        await asyncio.sleep(before)
+    except asyncio.CancelledError:
+        seen["cancelled"] += 1
+        raise
 
 
 async def wait() -> HttpResponse:
@@ -70,7 +87,8 @@ act.csrf_exempt = True  # type: ignore[attr-defined]
 
 
 async def state(request: HttpRequest) -> JsonResponse:
-    return JsonResponse({**seen, "rss_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+    process = {"pid": os.getpid(), "rss_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return JsonResponse({**seen, **process, "max_tokens": settings.MAX_TOKENS})
 
 
 async def headers(request: HttpRequest) -> JsonResponse:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pytest_django.fixtures import Settings
 
 from gateway.server import channel as channels
 from gateway.server.channel import Channel
@@ -74,24 +76,57 @@ def test_a_head_must_come_in_time_however_it_dribbles(channel: Channel, sent: by
     assert channel.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
-def test_a_body_must_keep_coming(channel: Channel) -> None:
-    channel.dataReceived(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n1")
+HEADS = {
+    "with a length": b"POST / HTTP/1.1\r\nContent-Length: 90000\r\n\r\n",
+    "in chunks": b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n15f90\r\n",
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_body_must_keep_coming(channel: Channel, head: bytes) -> None:
+    channel.dataReceived(head + b"x" * 80_000)
     channel.active = 1030
     assert after(channel, 89).ended == ""
     assert after(channel, 91).ended == "closed"
     assert b" 408 " in channel.transport.written
 
 
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_body_must_not_dribble(channel: Channel, head: bytes) -> None:
+    channel.dataReceived(head + b"x")
+    channel.active = 1029.5  # a byte has just come, as one does every 59 s
+    assert after(channel, 30).ended == ""
+    assert after(channel, 31).ended == "closed"
+    assert channel.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    body = channel.transport.written.partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_how_fast_a_body_must_come_is_a_setting(channel: Channel, settings: Settings) -> None:
+    settings.BODY_BYTES_PER_SECOND = 0
+    channel.dataReceived(HEADS["with a length"] + b"x")
+    channel.active = 1100
+    assert after(channel, 101).ended == ""
+
+
 def test_a_reader_that_takes_nothing_is_dropped(channel: Channel) -> None:
     channel.transport._tempDataLen = 100_000
     channel.pauseProducing()
     assert after(channel, 1).ended == ""
-    assert after(channel, 300).ended == ""
-    assert after(channel, 302).ended == "aborted"
+    assert after(channel, 120).ended == ""
+    assert after(channel, 122).ended == "aborted"
+
+
+def test_so_is_one_whose_answer_is_complete(channel: Channel) -> None:
+    """Little enough to be written at once, but the kernel takes no more of it."""
+    channel.transport._tempDataLen = 1000
+    for seconds in range(1, 121, 5):
+        assert after(channel, seconds).ended in ("", "closed")
+    assert after(channel, 122).ended == "aborted"
 
 
 def test_a_slow_reader_is_not(channel: Channel) -> None:
     channel.pauseProducing()
-    for seconds in range(0, 3000, 290):
+    for seconds in range(0, 3000, 110):
         channel.transport._tempDataLen = 100_000 - seconds
         assert after(channel, seconds).ended == ""

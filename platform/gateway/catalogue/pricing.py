@@ -6,7 +6,8 @@ token class, so that class lines = record = total holds exactly everywhere. No f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 
@@ -67,6 +68,12 @@ def hold(rates: Rates, input_tokens: int, output_tokens: int) -> int:
         - (-output_tokens * dear_output // MILLION)
         - (-rates.request // MILLION)
     )
+
+
+def dearest(many: Sequence[Rates]) -> Rates:
+    """To hold with, where it is not known yet which of several prices will be charged: each class at its dearest."""
+    top = {name: max(getattr(rates, name) for rates in many) for name in (*CLASSES, "request")}
+    return replace(many[0], **top)
 
 
 def parse_amount(text: str) -> int:

@@ -84,3 +84,8 @@ def reencrypt_credentials() -> int:
                     model._default_manager.bulk_update(rows, [field.name])
                     total += len(rows)
     return total
+
+
+def reencrypt_contents() -> int:
+    """The same for models that have more of it than fits into memory, and do it themselves; returns how many rows."""
+    return sum(model.reencrypt() for model in apps.get_models() if hasattr(model, "reencrypt"))

@@ -6,11 +6,11 @@ database and answers "stale" when it is behind.
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from django.db import transaction
 
@@ -19,6 +19,21 @@ from gateway.catalogue.pricing import Rates
 from gateway.upstreams.base import Target
 
 Owner = tuple[str, int | None, str]  # side, tenant or provider, currency ("" for a cost in any currency)
+
+
+class Placement(NamedTuple):
+    """A deployment: where it is and how it shares. A limit of its own of 0: none."""
+
+    target: Target
+    priority: int = 0
+    weight: int = 1
+    rpm: int = 0
+    tpm: int = 0
+    in_flight: int = 0
+
+    @property
+    def limited(self) -> bool:
+        return bool(self.rpm or self.tpm or self.in_flight)
 
 
 @dataclass(frozen=True)
@@ -33,21 +48,13 @@ class ModelFacts:
     max_output_tokens: int | None
     reasoning_field: str
     refuse_unpriced: bool
-    deployments: tuple[tuple[int, int, Target], ...]  # (priority, weight, target)
+    deployments: tuple[Placement, ...]  # by priority
     prices: Mapping[Owner, tuple[Rates, ...]] = field(default_factory=dict)  # newest first
-
-    def choose(self) -> Target | None:
-        """A deployment of the best priority, at random by weight; None if none is enabled."""
-        if not self.deployments:
-            return None
-        if len(self.deployments) == 1:
-            return self.deployments[0][2]
-        best = min(priority for priority, _, _ in self.deployments)
-        candidates = [(weight, target) for priority, weight, target in self.deployments if priority == best]
-        weights = [weight for weight, _ in candidates]
-        if not any(weights):
-            return candidates[0][1]
-        return random.choices([target for _, target in candidates], weights)[0]
+    strategy: str = Model.Strategy.WEIGHTED
+    sticky: bool = False
+    fallbacks: tuple[str, ...] = ()  # public ids
+    max_attempts: int = 3
+    retry_within_s: float = 60.0
 
     def charge_rates(self, tenant_id: int, currency: str, now: datetime) -> Rates | None:
         """The tenant's own price in its currency, else the list price in it; None: unpriced."""
@@ -75,10 +82,10 @@ def load_catalogue() -> Catalogue:
     with transaction.atomic():
         # The version first: rows that change after it make the next admission "stale", never the other way round.
         version = CatalogueVersion.objects.values_list("version", flat=True).get()
-        targets: dict[int, list[tuple[int, int, Target]]] = defaultdict(list)
+        placements: dict[int, list[Placement]] = defaultdict(list)
         rows = Deployment.objects.filter(enabled=True, provider__enabled=True).select_related("provider", "model")
         for deployment in rows.order_by("priority", "id"):
-            targets[deployment.model_id].append((deployment.priority, deployment.weight, _target(deployment)))
+            placements[deployment.model_id].append(_placement(deployment))
         prices: dict[int, dict[Owner, list[Rates]]] = defaultdict(lambda: defaultdict(list))
         for price in Price.objects.order_by("-effective_from", "-id"):
             owner: Owner = (
@@ -88,7 +95,7 @@ def load_catalogue() -> Catalogue:
             )
             prices[price.model_id][owner].append(rates_of(price))
         models = tuple(
-            _facts(model, targets[model.pk], prices[model.pk])
+            _facts(model, placements[model.pk], prices[model.pk])
             for model in Model.objects.filter(enabled=True).order_by("public_id")
         )
         aliases = dict(Model.objects.filter(enabled=True).values_list("public_id", "aliases"))
@@ -113,6 +120,17 @@ def rates_of(price: Price) -> Rates:
     )
 
 
+def _placement(deployment: Deployment) -> Placement:
+    return Placement(
+        target=_target(deployment),
+        priority=deployment.priority,
+        weight=deployment.weight,
+        rpm=deployment.rpm or 0,
+        tpm=deployment.tpm or 0,
+        in_flight=deployment.max_in_flight or 0,
+    )
+
+
 def _target(deployment: Deployment) -> Target:
     provider, model = deployment.provider, deployment.model
     return Target(
@@ -132,7 +150,7 @@ def _target(deployment: Deployment) -> Target:
     )
 
 
-def _facts(model: Model, targets: list[tuple[int, int, Target]], prices: Mapping[Owner, list[Rates]]) -> ModelFacts:
+def _facts(model: Model, placements: list[Placement], prices: Mapping[Owner, list[Rates]]) -> ModelFacts:
     return ModelFacts(
         id=model.pk,
         public_id=model.public_id,
@@ -142,6 +160,11 @@ def _facts(model: Model, targets: list[tuple[int, int, Target]], prices: Mapping
         max_output_tokens=model.max_output_tokens,
         reasoning_field=model.reasoning_field,
         refuse_unpriced=model.refuse_unpriced,
-        deployments=tuple(targets),
+        deployments=tuple(placements),
         prices={owner: tuple(rows) for owner, rows in prices.items()},
+        strategy=model.strategy,
+        sticky=model.sticky,
+        fallbacks=tuple(model.fallbacks),
+        max_attempts=model.max_attempts,
+        retry_within_s=model.retry_within_s,
     )

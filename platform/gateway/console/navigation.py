@@ -52,6 +52,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             ("ledger.Process", "memory"),
             ("ledger.Counter", "pin"),
             ("ledger.DriftFinding", "difference"),
+            ("replies.KeptReply", "replay"),
             ("limits.LimitWarning", "notification_important"),
             ("limits.Delivery", "outgoing_mail"),
             ("limits.WebhookEndpoint", "webhook"),

@@ -14,7 +14,23 @@ from typing import Self
 from django.conf import settings
 from django.db import models
 
+from gateway.ledger.findings import DriftCheck, DriftFinding
 from tenants.models import APIKey, Tenant
+
+__all__ = [
+    "Adjustment",
+    "Attempt",
+    "Counter",
+    "DeadLetter",
+    "DriftCheck",
+    "DriftFinding",
+    "Fact",
+    "Hold",
+    "OwnedQuerySet",
+    "Process",
+    "UsageRecord",
+    "WorkItem",
+]
 
 
 class Process(models.Model):
@@ -72,6 +88,7 @@ class Hold(Fact):
     cost_price_id = models.BigIntegerField(null=True)
     client_request_id = models.CharField(max_length=512, blank=True)
     end_user = models.CharField(max_length=256, blank=True)
+    served_model = models.CharField(max_length=200, blank=True, default="", db_default="")
 
     objects = OwnedQuerySet.as_manager()
 
@@ -117,6 +134,7 @@ class UsageRecord(Fact):
     lines = models.JSONField()  # [[side, class, units, price, amount], …]; amounts as decimal strings
     client_request_id = models.CharField(max_length=512, blank=True)
     end_user = models.CharField(max_length=256, blank=True)
+    served_model = models.CharField(max_length=200, blank=True, default="", db_default="")  # blank: `model` itself
     # recorded_xid xid8 DEFAULT pg_current_xact_id(): only in SQL; incremental readers stop at pg_snapshot_xmin
 
     objects = OwnedQuerySet.as_manager()
@@ -126,6 +144,41 @@ class UsageRecord(Fact):
 
     def __str__(self) -> str:
         return str(self.request_id)
+
+
+class Attempt(models.Model):
+    """A call of a provider, where a request made several or its only one failed. Partitioned and append-only, too."""
+
+    id = models.BigAutoField(primary_key=True)  # for the admin; what is unique is (request_id, number)
+    request_id = models.UUIDField()
+    number = models.SmallIntegerField()  # from 1
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+", db_constraint=False, db_index=False)
+    model = models.CharField(max_length=200)  # public id of the model that was called
+    deployment_id = models.BigIntegerField()
+    provider_id = models.BigIntegerField()
+    started_at = models.DateTimeField()
+    first_byte_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField()
+    outcome = models.CharField(max_length=32)
+    http_status = models.SmallIntegerField()  # 0: no answer
+    served = models.BooleanField()  # its answer is what the client got: tokens and cost are the record's
+    input_tokens = models.BigIntegerField()
+    cached_input_tokens = models.BigIntegerField()
+    cache_write_tokens = models.BigIntegerField()
+    output_tokens = models.BigIntegerField()
+    reasoning_tokens = models.BigIntegerField()
+    estimated = models.BooleanField()
+    cost = models.BigIntegerField(null=True)  # null: tokens, but no cost price
+    cost_currency = models.CharField(max_length=3, blank=True)
+    cost_price_id = models.BigIntegerField(null=True)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-request_id", "number"]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of {self.request_id}"
 
 
 class Adjustment(Fact):
@@ -226,52 +279,6 @@ class WorkItem(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.request_id}"
-
-
-class DriftCheck(models.Model):
-    """How far the comparison of counters with the ledger is (drift.py): one row for limits, one for totals."""
-
-    name = models.CharField(max_length=8, primary_key=True)  # limits | totals
-    position = models.BigIntegerField(default=0)  # the last id of the round that is under way
-    compared = models.IntegerField(default=0)  # in that round
-    skipped = models.IntegerField(default=0)  # took too long to compare beside the desk
-    found = models.IntegerField(default=0)
-    checked_at = models.DateTimeField(null=True)  # the end of the last whole round, and its figures:
-    last_compared = models.IntegerField(default=0)
-    last_skipped = models.IntegerField(default=0)
-    last_found = models.IntegerField(default=0)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class DriftFinding(models.Model):
-    """A counter that did not say what the ledger says. Repaired when it was found."""
-
-    at = models.DateTimeField()
-    scope = models.CharField(max_length=6)  # limit | tenant | key
-    owner_id = models.BigIntegerField()  # of a limit: the tenant for a plan's rule, else 0
-    rule_id = models.BigIntegerField(null=True)
-    window_start = models.DateTimeField(null=True)
-    currency = models.CharField(max_length=3, blank=True)
-    name = models.CharField(max_length=20)  # used | held | slots | requests | tokens | charge | held_requests
-    said = models.DecimalField(max_digits=38, decimal_places=0)
-    right = models.DecimalField(max_digits=38, decimal_places=0)
-    repaired = models.BooleanField()
-
-    class Meta:
-        ordering = ["-at", "-id"]
-        indexes = [models.Index(fields=["-at"], name="driftfinding_at")]
-
-    def __str__(self) -> str:
-        return f"{self.counter}: {self.name} was {self.said}, right is {self.right}"
-
-    @property
-    def counter(self) -> str:
-        if self.scope == "limit":
-            owner = f" of tenant {self.owner_id}" if self.owner_id else ""
-            return f"limit {self.rule_id}{owner} from {self.window_start:%Y-%m-%d %H:%M} UTC"
-        return f"{self.scope} {self.owner_id} ({self.currency})"
 
 
 class DeadLetter(models.Model):

@@ -11,7 +11,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
-APPEND_ONLY = ("ledger_usagerecord", "ledger_adjustment")
+APPEND_ONLY = ("ledger_usagerecord", "ledger_attempt", "ledger_adjustment")
 
 
 def grant_application_role(connection: BaseDatabaseWrapper, *, role: str, password: str) -> bool:

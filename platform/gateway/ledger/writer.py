@@ -19,6 +19,7 @@ from gateway.ledger.heat import Heat
 from gateway.ledger.items import Item
 from gateway.ledger.link import BatchRefused, Link, LinkLost, RowLocked
 from gateway.ledger.mailbox import Mailbox
+from gateway.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ class Writer(threading.Thread):
     def _turn(self) -> None:
         self._busy_since = None
         fresh = self._in_hand = self._gather()
+        metrics.desk_queue(len(fresh) + len(self.queue))
+        metrics.desk_backlog(len(self._backlog) + sum(map(len, self._parked.values())))
         self._busy_since = time.monotonic()
         if not self.link.open and not self._connect():
             self._set_aside(fresh)
@@ -190,6 +193,7 @@ class Writer(threading.Thread):
         if not self.link.open:
             self._set_aside(batch)
             return
+        began = time.perf_counter()
         try:
             rows = self.link.call(
                 [ticket.item for ticket in batch], skip=skip, retry=any(ticket.sent for ticket in batch)
@@ -210,6 +214,7 @@ class Writer(threading.Thread):
             else:
                 self._halve(batch, skip=skip)
         else:
+            metrics.desk_batch(len(batch), time.perf_counter() - began)
             self._hand_out(batch, rows)
 
     def _park(self, batch: list[Ticket]) -> None:
@@ -265,6 +270,8 @@ class Writer(threading.Thread):
                 self.queue.put(ticket)
             else:
                 done.append((ticket, row))
+                if charge := ticket.item.get("charge"):
+                    metrics.charged(charge, ticket.item["charge_currency"])
         if done:
             self._answer(done)
 

@@ -12,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gateway.catalogue.pricing import format_amount
-from gateway.errors import GatewayError, InvalidRequest, PermissionDenied, RateLimited
+from gateway.errors import GatewayError, InvalidRequest, PermissionDenied, RateLimited, Unavailable
 from gateway.limits.claims import Unbounded
 from gateway.limits.durations import go_duration, retry_headers
 from gateway.limits.facts import Rule
@@ -41,6 +41,14 @@ class QuotaExceeded(GatewayError):
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
+
+
+def at_capacity(model: str, wait_ms: int | None) -> Unavailable:
+    """Every deployment of a model has taken what it may: none of the tenant's doing."""
+    headers = retry_headers(IN_FLIGHT_WAIT_MS if wait_ms is None else wait_ms)
+    error = Unavailable(f"The model `{model}` is at its capacity at the moment. Please try again.")
+    error.headers |= headers
+    return error
 
 
 def refusal(

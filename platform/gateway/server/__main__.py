@@ -1,13 +1,16 @@
-"""`python -m gateway.server [--host HOST] [--port PORT] [--fd N]`: one server process.
+"""`python -m gateway.server [--host HOST] [--port PORT] [--fd N]`: one server process. `manage.py serve`: several.
 
-`--fd` is a listening socket inherited from a supervisor, so that several processes share one port.
+`--fd` is a listening socket inherited from a supervisor, so that several processes share one port. To
+`--ready-fd` a line is written once it listens: the sizes that the settings ask for (sizes.py).
 Exit status: 0 after a drain, 1 if a system check fails or the address is taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import threading
 
@@ -29,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default=settings.HOST)
     parser.add_argument("--port", type=int, default=settings.PORT)
     parser.add_argument("--fd", type=int, default=None, help="an inherited listening socket")
+    parser.add_argument("--ready-fd", type=int, default=None, help="a pipe of the master's, to say that it listens")
+    parser.add_argument("--drain-seconds", type=float, default=settings.DRAIN_SECONDS)
     options = parser.parse_args(arguments)
     return 1 if not checks_pass() else serve(options)
 
@@ -48,15 +53,20 @@ def serve(options: argparse.Namespace) -> int:
     from twisted.internet.error import CannotListenError
 
     from gateway.asgi import application
-    from gateway.server import books
+    from gateway.server import books, descriptors
     from gateway.server.daphne import Server
 
+    descriptors.raise_limit()
+    if options.ready_fd is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload is the master's affair, whoever else was told
     server = Server(
         application,
         host=options.host,
         port=options.port,
         fd=options.fd,
-        drain_seconds=settings.DRAIN_SECONDS,
+        drain_seconds=options.drain_seconds,
+        most_connections=descriptors.most_connections(settings.MAX_CONNECTIONS),
+        on_start=lambda: announce(options.ready_fd),
         on_stop=books.stop,
     )
     books.start(server.loop)
@@ -66,6 +76,14 @@ def serve(options: argparse.Namespace) -> int:
         print(f"Cannot listen on {options.host}:{options.port}: {problem.socketError}", file=sys.stderr)
         return 1
     return 0
+
+
+def announce(descriptor: int | None) -> None:
+    if descriptor is not None:
+        from gateway.server.sizes import Sizes
+
+        with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "w") as master:
+            master.write(Sizes.of_settings().dumps() + "\n")
 
 
 def leave(status: int) -> None:

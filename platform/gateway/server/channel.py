@@ -23,15 +23,15 @@ from gateway.logs import RequestLog
 from gateway.server import envelope
 from gateway.server.exchange import Exchange
 from gateway.server.refusals import refusal
+from gateway.telemetry import metrics
 
 if TYPE_CHECKING:
     from gateway.server.factory import Factory
 
-KEEP_ALIVE_SECONDS = 75  # longer than the idle time-out of usual load balancers (60 s), or they meet resets
 RECEIVE_SECONDS = 60  # without a byte, in the middle of a request
-HEAD_SECONDS = 30  # for a whole request line and headers
-STALL_SECONDS = 300  # a reader that takes nothing at all
+BODY_GRACE_SECONDS = 30  # before a body must come at BODY_BYTES_PER_SECOND
 LINGER_SECONDS = 10
+LEAVE_SECONDS = 1.0  # in a drain: for a request that is on its way to a connection which looks idle to us
 
 # Header lines that are remembered: none that carries a secret or decides about the body's length.
 UNCACHED = frozenset({b"Authorization", b"Cookie", b"Proxy-Authorization", b"Content-Length", b"Transfer-Encoding"})
@@ -49,7 +49,7 @@ class Channel(http.HTTPChannel):
     requests: list[Exchange]
     draining = False
     refused = False
-    head_started = 0.0
+    head_started = body_started = 0.0
     pending = -1  # bytes that the client has not taken, at the last sweep
     pending_since = 0.0
 
@@ -63,6 +63,7 @@ class Channel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         self.factory.channels.add(self)
+        metrics.connections(len(self.factory.channels))
         self.peer, self.local = self.transport.getPeer(), self.transport.getHost()
         if isinstance(self.peer, IPv4Address) or hasattr(self.peer, "port"):
             self.transport.setTcpNoDelay(True)
@@ -147,7 +148,7 @@ class Channel(http.HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         exchange = self.requests[-1]
-        self.head_started = 0.0
+        self.head_started, self.body_started = 0.0, time.monotonic()
         self.persistent = self.checkPersistence(exchange, self._version)
         if self.length is not None and self.length > settings.MAX_BODY_BYTES:
             self.refuse(body_too_large(self.length))
@@ -181,6 +182,7 @@ class Channel(http.HTTPChannel):
         self.transport.write(refusal(error, log, origins[0] if origins else None))
         self.transport.loseWriteConnection()
         self.factory.loop.call_later(LINGER_SECONDS, self.abort)
+        log.error_code = error.code or error.type
         log.write(error.status)
 
     def abort(self) -> None:
@@ -210,6 +212,11 @@ class Channel(http.HTTPChannel):
     def full(self) -> bool:
         return bool(self._waitingForTransport)
 
+    @property
+    def behind(self) -> bool:
+        """The client has not taken all that was written."""
+        return bool(self.transport.dataBuffer or self.transport._tempDataBuffer)
+
     async def drained(self) -> None:
         """Until the client has taken what was written, or left."""
         while self._waitingForTransport and not self.transport.disconnected:
@@ -225,36 +232,47 @@ class Channel(http.HTTPChannel):
 
     def requestDone(self, request: Exchange) -> None:
         self.active = time.monotonic()
-        if self.draining:
-            self.persistent = False
         super().requestDone(request)
+
+    def idle_for(self, now: float) -> float:
+        """Seconds since it did anything; 0 while it does something."""
+        return 0.0 if self.requests or self.head_started or self.refused else now - self.active
 
     def check_time(self, now: float) -> None:
         """Close a connection that is idle, too slow to send, or that reads nothing at all."""
-        if self.full:
-            if self._stalled(now):
-                self.abort()
+        if self._stalled(now):
+            self.abort()
+        elif self.full:
+            pass
         elif self.head_started:
-            if now - self.head_started > HEAD_SECONDS:
+            if now - self.head_started > settings.HEAD_SECONDS:
                 self.refuse(envelope.for_status(408))
         elif not self.requests:
-            if now - self.active > KEEP_ALIVE_SECONDS:
+            if now - self.active > settings.IDLE_SECONDS:
                 self.loseConnection()
-        elif not self._handlingRequest and now - self.active > RECEIVE_SECONDS:
+        elif not self._handlingRequest and self._sends_slowly(now):
             self.refuse(envelope.for_status(408))
 
+    def _sends_slowly(self, now: float) -> bool:
+        due = (now - self.body_started - BODY_GRACE_SECONDS) * settings.BODY_BYTES_PER_SECOND
+        return now - self.active > RECEIVE_SECONDS or self.requests[-1].received < due
+
     def _stalled(self, now: float) -> bool:
+        """The kernel has taken nothing of what waits, for a long time: then the client has read nothing."""
         transport = self.transport
         pending = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-        if pending != self.pending:
+        if pending != self.pending or not pending:
             self.pending, self.pending_since = pending, now
-        return now - self.pending_since > STALL_SECONDS
+        return now - self.pending_since > settings.STALL_SECONDS
 
     def drain(self) -> None:
-        """Take what has arrived already, then close as soon as nothing is running."""
+        """Take what has arrived already; `leave` follows."""
         if not self.busy and not self.transport.disconnecting:
             self.transport.doRead()
+        self.active = time.monotonic()
         self.draining = True
-        self.persistent = False
-        if not self.busy:
+
+    def leave(self, now: float) -> None:
+        """Close if nothing runs. A client that asks again meanwhile is answered, and told to go elsewhere."""
+        if self.idle_for(now) > LEAVE_SECONDS:
             self.loseConnection()

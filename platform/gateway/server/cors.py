@@ -32,7 +32,7 @@ def preflight(origin: bytes, asked: bytes | None) -> Pairs:
     return [
         *headers(origin),
         (b"access-control-allow-methods", b"DELETE, GET, OPTIONS, PATCH, POST, PUT"),
-        (b"access-control-allow-headers", asked or b"authorization, content-type"),
+        (b"access-control-allow-headers", asked or b"authorization, content-type, idempotency-key"),
         (b"access-control-max-age", b"86400"),
     ]
 

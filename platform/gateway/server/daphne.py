@@ -1,18 +1,20 @@
 """The server: Daphne's, with our channels, a drain on SIGTERM and a life-cycle for the desk.
 
-SIGTERM or SIGINT: stop accepting, close idle connections and WebSockets, let running requests and streams end
-within DRAIN_SECONDS, then cancel them (the pipeline books them), then stop the desk, which writes what it
+SIGTERM or SIGINT: stop accepting, close WebSockets and, in a second, idle connections, let running requests and
+streams end within DRAIN_SECONDS, then cancel them (the pipeline books them), then stop the desk, which writes what it
 still has. A second signal skips the wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,15 +26,18 @@ from daphne import server as stock  # noqa: E402
 from daphne.ws_protocol import WebSocketFactory  # noqa: E402
 from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
 
+from gateway.replies import running  # noqa: E402
 from gateway.server import state  # noqa: E402
 from gateway.server.exchange import Exchange  # noqa: E402
 from gateway.server.factory import Factory  # noqa: E402
+from gateway.server.port import Port  # noqa: E402
 
 logger = logging.getLogger("gateway.server")
 
 BACKLOG = 1024
 CANCEL_SECONDS = 10  # for cancelled requests to be booked
 SOCKET_SECONDS = 3
+LOOK_SECONDS = 0.1
 GOING_AWAY = 1001
 # Requests in flight are all young, and nearly none of them is in a cycle: looking at 700 at a time, as Python
 # does by default, costs 5 % of a request.
@@ -48,16 +53,19 @@ class Server(stock.Server):
         port: int,
         fd: int | None = None,
         drain_seconds: float = 20,
+        most_connections: int = 65_536,
+        on_start: Callable[[], None] = lambda: None,
         on_stop: Callable[[], Awaitable[None]],
     ) -> None:
+        """`on_start` is called in the loop, once it listens; `on_stop` after the last request."""
         super().__init__(application, endpoints=["unused"], server_name="", verbosity=1)
         self.host, self.port, self.fd = host, port, fd
         self.drain_seconds = drain_seconds
-        self.on_stop = on_stop
+        self.on_start, self.on_stop = on_start, on_stop
         self.loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
         self.exchanges: set[Exchange] = set()
         self.connections: dict[Any, dict[str, Any]] = {}  # WebSockets; Daphne's own bookkeeping
-        self.http_factory = Factory(self, self.loop)
+        self.http_factory = Factory(self, self.loop, most=most_connections)
         self._signals = 0
         self._hurry = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -79,6 +87,7 @@ class Server(stock.Server):
         self.listener = self._listen()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self.on_signal)
+        reactor.callWhenRunning(self.on_start)
         reactor.callLater(1, self.application_checker)
         reactor.callLater(2, self.timeout_checker)
         gc.collect()
@@ -88,12 +97,16 @@ class Server(stock.Server):
         logger.info("listening", extra={"host": address.host, "port": address.port, "pid": os.getpid()})
         reactor.run(installSignalHandlers=False)
 
-    def _listen(self) -> Any:
+    def _listen(self) -> Port:
         if self.fd is None:
-            return reactor.listenTCP(self.port, self.http_factory, backlog=BACKLOG, interface=self.host)
-        with socket.socket(fileno=self.fd) as inherited:  # closed again: Twisted has a copy, and closes that
-            inherited.setblocking(False)
-            return reactor.adoptStreamPort(self.fd, inherited.family, self.http_factory)
+            port = Port(self.port, self.http_factory, BACKLOG, self.host, reactor)
+        else:
+            with socket.socket(fileno=self.fd) as inherited:  # closed again: Twisted has a copy, and closes that
+                inherited.setblocking(False)
+                port = Port._fromListeningDescriptor(reactor, self.fd, inherited.family, self.http_factory)
+        port.startListening()
+        self.http_factory.port = port
+        return port
 
     # ---- stop --------------------------------------------------------------------------------------------------
 
@@ -116,7 +129,7 @@ class Server(stock.Server):
         reactor.stop()
 
     async def _let_finish(self) -> None:
-        self.listener.doRead()  # connections that the kernel has accepted for us already
+        self.listener.take_waiting()
         await self.listener.stopListening().asFuture(self.loop)
         for channel in list(self.http_factory.channels):
             channel.drain()
@@ -139,13 +152,20 @@ class Server(stock.Server):
         return {future for future in futures if future is not None and not future.done()}
 
     async def _all_done(self) -> None:
-        while self.exchanges or any(channel.busy for channel in self.http_factory.channels):
+        """Until every answer has been taken and every client has gone. Those that were refused may linger."""
+        channels = self.http_factory.channels
+        while self.exchanges or any(not channel.refused for channel in channels):
             self._quiet.clear()
-            await self._quiet.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), LOOK_SECONDS)
+            now = time.monotonic()
+            for channel in list(channels):
+                channel.leave(now)
+        await running.finished()
 
     async def _cancel_rest(self) -> None:
         tasks: set[asyncio.Future[Any]] = {exchange.task for exchange in self.exchanges if exchange.task}
-        tasks |= self._close_sockets()
+        tasks |= self._close_sockets() | running.tasks
         for task in tasks:
             task.cancel()
         if tasks:
@@ -170,3 +190,4 @@ class Server(stock.Server):
     def protocol_disconnected(self, protocol: Any) -> None:
         if protocol in self.connections:  # an Exchange that became a WebSocket is not
             super().protocol_disconnected(protocol)
+            self.http_factory.room_made()

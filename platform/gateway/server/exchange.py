@@ -8,6 +8,8 @@ A lighter WebRequest than Daphne's: no queue, no regular expression per header, 
   (Django's stock handler cleans up after itself); any other is cancelled on the spot.
 - `{"type": "http.response.drop"}` ends the connection without the end of the chunked body, after flushing:
   the SDKs take a clean end without `[DONE]` for success.
+- `{"type": "http.response.filler", "body": …}` is a part of the body that says nothing. It is left out while the
+  client has not taken what came before, and never suspends.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from twisted.web.http_headers import Headers
 from apiv1.errors import body_too_large
 from gateway.server import envelope
 from gateway.server.refusals import date_line, status_line
+from gateway.telemetry import metrics
 
 if TYPE_CHECKING:
     from gateway.server.channel import Channel
@@ -94,12 +97,15 @@ class Exchange(WebRequest):
         loop = self.channel.factory.loop
         self.task = loop.create_task(self.server.application(self._scope(raw), self.receive, self.send))
         self.server.exchanges.add(self)
+        metrics.in_flight(len(self.server.exchanges))
         self.task.add_done_callback(self._ended)
 
     def connectionLost(self, reason: object) -> None:
         self.gone = True
         if self.task is None or self.task.done():
             return
+        if not self.finished:
+            metrics.client_left()
         if self._listener is not None:
             if not self._listener.done():
                 self._listener.set_result(None)
@@ -123,7 +129,7 @@ class Exchange(WebRequest):
             "headers": headers,
             "client": _address(self.client),
             "server": _address(self.host),
-            "extensions": {"http.response.drop": {}},
+            "extensions": {"http.response.drop": {}, "http.response.filler": {}},
         }
 
     def _upgrade(self) -> None:
@@ -159,6 +165,9 @@ class Exchange(WebRequest):
                 await self.channel.drained()
         elif kind == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
+        elif kind == "http.response.filler":
+            if not self.channel.behind:
+                self._write(message["body"], True)
         elif kind == "http.response.drop":
             self._drop()
         else:
@@ -224,6 +233,7 @@ class Exchange(WebRequest):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.server.exchanges.discard(self)
+        metrics.in_flight(len(self.server.exchanges))
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.error("Exception in the application", exc_info=error)

@@ -11,6 +11,7 @@ from django.http import HttpRequest, QueryDict, parse_cookie
 from django.utils.functional import cached_property
 from django.utils.http import parse_header_parameters
 
+from apiv1.requests import KeepAlive
 from gateway.logs import RequestLog
 
 LONGEST_ID = 512  # of a client's own request id (openai-wire.md 6)
@@ -50,6 +51,8 @@ class Headers(Mapping[str, str]):
 
 class LeanRequest(HttpRequest):
     """Django's request over an ASGI scope and a body that is in memory."""
+
+    keep_alive: KeepAlive  # by the lean handler
 
     def __init__(self, scope: dict[str, Any], headers: Headers, body: bytes, log: RequestLog) -> None:
         # Not super().__init__(): it makes three QueryDicts that no API call looks at.

@@ -18,11 +18,13 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, get_resolver
 
-from apiv1.errors import Rendered, error_object, render, translated
+from apiv1.errors import Rendered, render, translated
 from apiv1.sse import StreamBroken
-from gateway.logs import RequestLog
+from gateway.logs import RequestLog, answering
 from gateway.server import cors, envelope, stamps, state
 from gateway.server.inbound import Headers, LeanRequest
+from gateway.server.keepalive import KeepAlive, wanted
+from gateway.telemetry import metrics, traces
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -44,17 +46,30 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if method == "POST" and path in self.lean:
-            await Lean(scope, receive, send).run()
+            await self._answer(Lean(scope, receive, send))
         elif method == "OPTIONS" and envelope.under_api(path):
             await Lean(scope, receive, send).preflight(self.stock)
         else:
             await self.stock(scope, receive, send)
 
+    async def _answer(self, lean: Lean) -> None:
+        log = lean.log
+        answering.set(log)
+        if not traces.on:
+            await lean.run()
+            return
+        trace = traces.begin(log.method, log.path, lean.headers.get("traceparent", ""), log.wire_id)
+        try:
+            await lean.run()
+        finally:
+            if trace is not None:
+                trace.end(lean.status, log)
+
 
 class Lean:
     """One request on its way through."""
 
-    __slots__ = ("headers", "log", "receive", "scope", "send", "started", "status")
+    __slots__ = ("headers", "keep_alive", "log", "receive", "scope", "send", "started", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -66,17 +81,22 @@ class Lean:
         self.started = False  # the status line is out
 
     async def run(self) -> None:
+        self.keep_alive = KeepAlive(self._say if wanted(self.scope, self.headers) else None)
         try:
             body = await self._body()
             if body is not None:
-                await self._serve(LeanRequest(self.scope, self.headers, body, self.log))
+                request = LeanRequest(self.scope, self.headers, body, self.log)
+                request.keep_alive = self.keep_alive
+                await self._serve(request)
         except asyncio.CancelledError:
+            self.keep_alive.close()
             if state.draining:
                 await self._cut_off()
             else:
                 self.status = LEFT
             raise
         finally:
+            self.keep_alive.close()
             self.log.write(self.status)
 
     async def preflight(self, otherwise: Application) -> None:
@@ -96,24 +116,39 @@ class Lean:
             request.resolver_match = match
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except Exception as error:
-            await self._refuse(render(translated(error, request)))
+            fault = translated(error, request)
+            self.log.error_code = fault.code or fault.type
+            await self._refuse(render(fault))
             return
-        pairs = encoded(response) + cors.headers(self.headers.raw(b"origin"))
         if isinstance(response, StreamingHttpResponse):
-            await self._start(response.status_code, pairs)
+            if not self.started:
+                await self._start(response.status_code, self._pairs(response))
             await self._stream(response)
         elif isinstance(response, HttpResponse):
-            content = response.content
+            await self._whole(response)
+
+    def _pairs(self, response: HttpResponseBase) -> cors.Pairs:
+        return encoded(response) + cors.headers(self.headers.raw(b"origin"))
+
+    async def _whole(self, response: HttpResponse) -> None:
+        content = response.content
+        if not self.started:
+            pairs = self._pairs(response)
             pairs.append((b"content-length", b"%d" % len(content)))
             await self._start(response.status_code, pairs)
-            await self.send({"type": "http.response.body", "body": content})
+        elif response.status_code >= 400:
+            await self._fail(content)
+            return
+        await self.send({"type": "http.response.body", "body": content})
 
     async def _stream(self, response: StreamingHttpResponse) -> None:
         chunks = response._iterator if response.is_async else response.__aiter__()  # type: ignore[attr-defined]
-        send = self.send
+        send, keep_alive, now = self.send, self.keep_alive, asyncio.get_running_loop().time
         try:
             async for chunk in chunks:
+                keep_alive.quiet_since = None
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                keep_alive.quiet_since = now()
         except StreamBroken:
             await self._break_off()
         else:
@@ -138,19 +173,31 @@ class Lean:
         self.status, self.started = status, True
         await self.send({"type": "http.response.start", "status": status, "headers": pairs + stamps.of(self.log)})
 
+    async def _say(self, word: bytes) -> None:
+        """For the keep-alive. Neither send suspends, so that nothing comes between the two."""
+        keep_alive = self.keep_alive
+        if not self.started:
+            await self._start(200, keep_alive.head() + cors.headers(self.headers.raw(b"origin")))
+        await self.send({"type": "http.response.filler", "body": word})
+        keep_alive.quiet_since = asyncio.get_running_loop().time()
+
     async def _refuse(self, rendered: Rendered) -> None:
+        if self.started:
+            await self._fail(rendered.body)
+            return
         await self._start(rendered.status, rendered.headers + cors.headers(self.headers.raw(b"origin")))
         await self.send({"type": "http.response.body", "body": rendered.body})
 
     async def _cut_off(self) -> None:
         """The server stops and cannot wait any longer. The pipeline has booked the request by now."""
-        error = envelope.for_status(503)
-        if not self.started:
-            await self._refuse(render(error))
-        else:
-            event = b"data: " + error_object(error) + b"\n\n"
-            await self.send({"type": "http.response.body", "body": event, "more_body": True})
-            await self._break_off()
+        await self._refuse(render(envelope.for_status(503)))
+
+    async def _fail(self, error: bytes) -> None:
+        """The status is out, and says 200: the error, in JSON, can only be told in the body."""
+        self.keep_alive.close()
+        part = b"data: " + error + b"\n\n" if self.keep_alive.stream else error
+        await self.send({"type": "http.response.body", "body": part, "more_body": True})
+        await self._break_off()
 
     async def _break_off(self) -> None:
         """No clean end: SDKs would take it for success if it were not for the error event before it.
@@ -158,6 +205,7 @@ class Lean:
         Another server than ours can only end it: an exception stops stock Daphne's housekeeping for good.
         """
         self.log.broken = True
+        metrics.stream_broken()
         ours = "http.response.drop" in self.scope.get("extensions", ())
         await self.send({"type": "http.response.drop" if ours else "http.response.body"})
 

@@ -16,7 +16,7 @@ from django.utils.decorators import sync_and_async_middleware
 
 from apiv1.errors import respond, wrong_method
 from gateway.errors import GatewayError
-from gateway.logs import RequestLog
+from gateway.logs import RequestLog, answering
 from gateway.server import envelope, stamps
 from gateway.server.inbound import LONGEST_ID
 
@@ -40,6 +40,7 @@ def _asynchronous(
 ) -> Callable[[HttpRequest], Awaitable[HttpResponseBase]]:
     async def middleware(request: HttpRequest) -> HttpResponseBase:
         log = _begin(request)
+        answering.set(log)
         try:
             response = await get_response(request)
         except asyncio.CancelledError:

@@ -21,8 +21,6 @@ from gateway.upstreams.relay import Relay, Source
 from gateway.upstreams.response import Response
 from gateway.upstreams.tokens import estimate_request
 
-LARGEST_ERROR = 65_536  # bytes of an error's body
-
 
 class HTTPAdapter(ABC):
     """base.Adapter. A refusal of what the protocol cannot say is raised before anything is sent."""
@@ -66,7 +64,7 @@ class HTTPAdapter(ABC):
         response = await self._client.post(target, path, body, headers=headers, stream=stream)
         if response.status == 200:
             return response
-        said = await response.read_all(LARGEST_ERROR)
+        said = await response.read_error()
         raise self.fault(response.status, response.headers, said, target, face.model)
 
     # ---- what a protocol says of itself ------------------------------------------------------------------------

@@ -17,7 +17,15 @@ from typing import Any
 
 import aiohttp
 
-from gateway.errors import GatewayError, InvalidRequest, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
+from gateway.errors import (
+    GatewayError,
+    InvalidRequest,
+    Phase,
+    RateLimited,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.upstreams.addresses import AddressRefused
 from gateway.upstreams.base import Target
 from gateway.upstreams.jsontext import loads
@@ -41,7 +49,9 @@ OVERLOADED = "The model's provider is overloaded. Try again later."
 LIMITED = "The model's provider is limiting requests at the moment. Try again later."
 
 
-def from_exception(exc: BaseException, target: Target) -> UpstreamError:
+def from_exception(
+    exc: BaseException, target: Target, phase: Phase = "sent", status: int | None = None
+) -> UpstreamError:
     """For what aiohttp raises. `reached` is false only if no request can have arrived."""
     if isinstance(exc, asyncio.TimeoutError):
         fault: UpstreamError = UpstreamTimeout(TOO_SLOW)
@@ -50,7 +60,8 @@ def from_exception(exc: BaseException, target: Target) -> UpstreamError:
     else:
         fault = UpstreamError(BROKEN)
     # A ValueError is about a header or an address that cannot even be written.
-    fault.reached = not isinstance(exc, (*NOT_REACHED, ValueError))
+    fault.reached = phase != "connect" and not isinstance(exc, (*NOT_REACHED, ValueError))
+    fault.phase, fault.upstream_status = phase, status
     note(target, f"{type(exc).__name__}: {exc}")
     return fault
 
@@ -59,6 +70,14 @@ def from_response(
     status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
 ) -> GatewayError:
     """For an answer that is not 200."""
+    fault = _refusal(status, headers, body, target, public_model)
+    fault.upstream_status = status
+    if isinstance(fault, UpstreamError):
+        fault.phase = "head"
+    return fault
+
+
+def _refusal(status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str) -> GatewayError:
     said = _error_of(body)
     if status in (400, 413, 422):
         # Not logged: such a text may quote the prompt, and the client gets it anyway.
@@ -69,8 +88,9 @@ def from_response(
     if status in (408, 504, 524):
         return UpstreamTimeout(TOO_SLOW)
     if status in (503, 529):
-        seconds = retry_headers(headers).get("retry-after", "1")
-        return Unavailable(OVERLOADED, retry_after=int(seconds))
+        overloaded = Unavailable(OVERLOADED)
+        overloaded.headers = retry_headers(headers)
+        return overloaded
     if status < 500:
         fault = UpstreamError(REFUSED)
         fault.reached = False

@@ -2,11 +2,16 @@
 
 aiohttp opens, keeps and closes connections and parses HTTP; its ClientSession is left out, whose own objects
 for a request, its payload and its response cost 100 us of CPU each time.
+
+Time-outs, all of the target's: until the first byte of the body, counted from the last byte of the request that
+was sent (headers do not end it: a provider that sends those and hangs would be waited for in vain); between two
+pieces of the body; and for the whole call, from connecting to the last byte.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from functools import partial
 from weakref import ref
@@ -17,11 +22,13 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
-from gateway.errors import UpstreamError
+from gateway.errors import Phase, UpstreamError
 from gateway.upstreams.base import Target
 from gateway.upstreams.faults import BROKEN, from_exception, note
 
 LARGEST_ANSWER = 64 * 2**20
+LARGEST_ERROR = 65_536  # bytes of an error's body
+ERROR_S = 5.0  # for an error's body to come: its status has said most of it
 PIECE = 2**18  # of a request's body; larger ones are sent piece by piece, as the provider takes them
 READ_BUFFER = 2**16
 DRAIN_S = 1.0
@@ -35,19 +42,30 @@ class Response:
     __slots__ = (
         "__weakref__",
         "_connection",
+        "_deadline",
         "_drains",
+        "_late",
         "_loop",
         "_payload",
         "_protocol",
+        "_silence",
         "_target",
         "_timer",
         "_upload",
         "_waiting_since",
         "headers",
+        "phase",
         "status",
     )
 
-    def __init__(self, connection: Connection, target: Target, drains: set[asyncio.Task[None]]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        target: Target,
+        drains: set[asyncio.Task[None]],
+        deadline: float = math.inf,
+    ) -> None:
+        """`deadline`, in the loop's time, is when the whole answer must be here."""
         self._connection, self._target, self._drains = connection, target, drains
         assert connection.protocol is not None
         self._protocol: ResponseHandler = connection.protocol
@@ -57,18 +75,27 @@ class Response:
         # When we began to wait for bytes. One timer looks at it now and then: a timer for every read costs more.
         self._waiting_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # How long the provider may be silent: until the first byte of the body, and from then on.
+        first = target.first_byte_timeout_s
+        self._silence = target.read_timeout_s if first is None else first
+        self._deadline = deadline
+        self._late: aiohttp.SocketTimeoutError | None = None
+        self.phase: Phase = "connect"
         self.status = 0
         self.headers: Mapping[str, str] = {}
 
     # ---- the request -------------------------------------------------------------------------------------------
 
     async def start(self, head: bytes, body: bytes) -> None:
-        """Send the request; returns once the headers of the answer are there."""
+        """Send the request; returns once the headers of the answer are there. Raises UpstreamError."""
         try:
             self._protocol.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
-            self._timer = self._loop.call_later(self._target.read_timeout_s, _look_at_clock, ref(self))
             self._send(head, body)
+            self.look_at_clock()
             await self._receive_head()
+        except NETWORK_ERRORS as exc:
+            self.abort()
+            raise self._fault(exc) from exc
         except BaseException:
             self.abort()
             raise
@@ -77,6 +104,7 @@ class Response:
         if len(body) > PIECE:
             self._upload = self._loop.create_task(self._send_pieces(head, body))
         elif (transport := self._protocol.transport) is not None:
+            self.phase = "sent"
             transport.write(head + body)
             self._waiting_since = self._loop.time()
 
@@ -84,12 +112,17 @@ class Response:
         view, start = memoryview(body), 0
         try:
             while (transport := self._protocol.transport) is not None and start < len(body):
+                if not start:
+                    self.phase = "sent"
                 transport.write(view[start : start + PIECE] if start else head + view[:PIECE])
                 start += PIECE
+                if self.phase != "body":
+                    self._waiting_since = self._loop.time()
                 await self._protocol._drain_helper()
         except (aiohttp.ClientError, OSError):
             pass  # the connection is lost; whoever waits for the answer is told
-        self._waiting_since = self._loop.time()
+        if self.phase != "body":
+            self._waiting_since = self._loop.time()
 
     async def _receive_head(self) -> None:
         if self._protocol.transport is None:
@@ -101,21 +134,30 @@ class Response:
                 raise aiohttp.ClientPayloadError(f"not HTTP: {exc.message}") from exc
             if not 100 <= message.code < 200 or message.code == 101:
                 break
+        self.phase = "head"
         self.status, self.headers, self._payload = message.code, message.headers, payload
         # Weak, as is the timer's: else the connection would keep an answer alive that nobody wants any more.
         payload.on_eof(partial(_release, ref(self)))
 
     def look_at_clock(self) -> None:
-        """Time out if the provider has been silent for as long as it may while we waited for it."""
-        longest, since = self._target.read_timeout_s, self._waiting_since
-        left = longest if since is None else since + longest - self._loop.time()
-        if left > 0:
+        """Give the provider up if it has kept us waiting, or has been at it, for longer than it may."""
+        now, since = self._loop.time(), self._waiting_since
+        left = self._silence if since is None else since + self._silence - now
+        if left > 0 and now < self._deadline:
+            # Not later than the time-out between pieces: it may be in force by then.
+            left = min(left, self._target.read_timeout_s, self._deadline - now)
             self._timer = self._loop.call_later(left, _look_at_clock, ref(self))
             return
-        silence = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
-        self._protocol.set_exception(silence)
+        what = f"silent for {self._silence} s" if left <= 0 else f"not done after {self._target.total_timeout_s} s"
+        # Kept, since the end of the connection is an exception too, and comes later.
+        self._late = late = aiohttp.SocketTimeoutError(f"{what} ({self.phase})")
+        self._protocol.set_exception(late)
         if self._payload is not None:
-            self._payload.set_exception(silence)
+            self._payload.set_exception(late)
+        self.abort()
+
+    def _fault(self, exc: BaseException) -> UpstreamError:
+        return from_exception(self._late or exc, self._target, self.phase, self.status or None)
 
     # ---- the answer --------------------------------------------------------------------------------------------
 
@@ -126,13 +168,15 @@ class Response:
     async def read(self) -> bytes:
         """What has arrived, waiting for something to arrive; b"" at the end."""
         assert self._payload is not None
-        if self._upload is None or self._upload.done():
+        if self.phase == "body":
             self._waiting_since = self._loop.time()
         try:
             piece = await self._payload.readany()
         except NETWORK_ERRORS as exc:
-            raise from_exception(exc, self._target) from exc
+            raise self._fault(exc) from exc
         self._waiting_since = None
+        if self.phase != "body":
+            self.phase, self._silence = "body", self._target.read_timeout_s
         return piece
 
     async def read_all(self, limit: int | None = None) -> bytes:
@@ -151,6 +195,25 @@ class Response:
             self.abort()
             raise
         return b"".join(pieces)
+
+    async def read_error(self) -> bytes:
+        """What comes of an error's body in a moment. A part, or nothing, will do: the status is known, and whoever
+        could try elsewhere must not wait for a provider that hangs in the middle of its excuses."""
+        said = b""
+        try:
+            async with asyncio.timeout(ERROR_S):
+                while len(said) <= LARGEST_ERROR:
+                    piece = await self.read()
+                    if not piece:
+                        return said
+                    said += piece
+        except (UpstreamError, TimeoutError):
+            pass
+        except BaseException:
+            self.abort()
+            raise
+        self.abort()
+        return said[:LARGEST_ERROR]
 
     # ---- the end -----------------------------------------------------------------------------------------------
 

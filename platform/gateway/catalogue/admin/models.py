@@ -21,6 +21,8 @@ from gateway.catalogue.services import check_fallbacks, check_names
 from tenants.admin.fields import LinesField
 from tenants.admin.history import HistoryAdmin
 
+ROUTING = ("strategy", "max_attempts", "retry_within_s")
+
 
 class ModelForm(forms.ModelForm[Model]):
     aliases = LinesField(required=False, help_text="Further names that clients may use, one a line.")
@@ -50,8 +52,14 @@ class ModelForm(forms.ModelForm[Model]):
             "enabled",
         ]
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ROUTING:
+            self.fields[name].required = False  # empty: the default
+
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
+        data |= {name: getattr(Model(), name) for name in ROUTING if data.get(name) in (None, "")}
         public_id = data.get("public_id") or self.instance.public_id
         if public_id and "aliases" in data:
             try:

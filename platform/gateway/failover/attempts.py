@@ -1,0 +1,211 @@
+"""The calls to providers that one request makes: one after the other, until one answers or there is no more to try.
+
+Who may be asked comes as legs, in order of preference (routing); what a failure means is decided in `retries`, who
+is healthy by the board. Nothing here is a query, but for a probe of a deployment that was open and for a move
+between deployments that have limits of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import TypeVar
+
+from gateway.errors import GatewayError, InternalError, Unavailable
+from gateway.failover.board import State, board
+from gateway.failover.legs import Leg
+from gateway.failover.load import loads
+from gateway.failover.retries import Fault, fault_of, wait_s
+from gateway.ledger.items import Attempt
+from gateway.telemetry import metrics, traces
+from gateway.telemetry.spans import Leg as Span
+
+T = TypeVar("T")
+_random = Random()
+
+
+Move = Callable[[Leg], Awaitable[bool]]
+
+
+class Trip:
+    """The attempts of one request. `run` until something answers; then `ended`, once, when the answer has."""
+
+    def __init__(
+        self, legs: Sequence[Leg], *, first: Leg, stream: bool, most: int, within_s: float, move: Move | None
+    ) -> None:
+        self._legs, self._first, self._stream = legs, first, stream
+        self._most, self._within_s, self._move = most, within_s, move
+        self._began = time.monotonic()
+        self._leg: Leg | None = None  # being tried
+        self._leg_began = 0.0
+        self._probe = False
+        self._span: Span | None = None
+        self._first_byte_ms: int | None = None
+        self._faults: dict[int, Fault] = {}  # the last one, by deployment
+        self.done: list[Attempt] = []
+
+    async def run(self, go: Callable[[Leg], Awaitable[T]]) -> T:
+        """What `go` returns for the first leg that answers. Raises what the last one raised."""
+        leg: Leg | None = self._first
+        if not await self._enter(self._first):
+            leg = await self._next()
+        if leg is None:
+            raise self.unavailable()
+        while True:
+            try:
+                answer = await go(leg)
+            except GatewayError as exc:
+                self._failed(fault_of(exc), exc)
+                following = await self._next()
+                if following is None:
+                    raise
+                leg = following
+            except Exception:
+                self._failed(Fault("internal"), InternalError())
+                raise
+            except BaseException:
+                self.left()
+                raise
+            else:
+                self._first_byte_ms = self._elapsed_ms(self._began)
+                self._answered()
+                return answer
+
+    # ---- ends of an attempt ----------------------------------------------------------------------------------
+
+    def _answered(self) -> None:
+        assert self._leg is not None
+        took_ms = self._elapsed_ms(self._leg_began)
+        loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
+        board.succeeded(self._leg.deployment_id, probe=self._probe)
+        self._probe = False
+
+    def _failed(self, fault: Fault, exc: GatewayError) -> None:
+        leg = self._leave(fault.outcome, exc.status)
+        load = loads[leg.deployment_id]
+        if fault.again or fault.blame:
+            load.failed()
+        if fault.blame:
+            board.failed(leg.deployment_id, fault.blame, probe=self._probe)
+        elif self._probe and fault.again:
+            board.abandoned(leg.deployment_id)
+        elif self._probe:  # it says no to this client, and so is well
+            board.succeeded(leg.deployment_id, probe=True)
+        if fault.rest_s:
+            board.rest(leg.deployment_id, fault.rest_s)
+        self._probe = False
+        self._faults[leg.deployment_id] = fault
+
+    @property
+    def running(self) -> bool:
+        return self._leg is not None
+
+    def left(self) -> None:
+        """The client has gone, before the first byte."""
+        if self._leg is not None:
+            leg = self._leave("client_left", 499)
+            if self._probe:
+                board.abandoned(leg.deployment_id)
+
+    def ended(self, outcome: str, http_status: int = 200) -> None:
+        """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault)."""
+        if self._leg is not None:
+            leg = self._leave(outcome, http_status)
+            if outcome == "cut":
+                loads[leg.deployment_id].failed()
+                board.failed(leg.deployment_id, "cut")
+
+    def _leave(self, outcome: str, http_status: int) -> Leg:
+        leg, self._leg = self._leg, None
+        assert leg is not None
+        loads[leg.deployment_id].in_flight -= 1
+        seconds = time.monotonic() - self._leg_began
+        metrics.attempt_ended(
+            provider=leg.provider_id, deployment_id=leg.deployment_id, outcome=outcome, seconds=seconds
+        )
+        if self._span is not None:
+            self._span.end(outcome, http_status=http_status)
+            self._span = None
+        self.done.append(
+            Attempt(
+                number=len(self.done) + 1,
+                deployment_id=leg.deployment_id,
+                provider_id=leg.provider_id,
+                model=leg.model,
+                started_ms=round((self._leg_began - self._began) * 1000),
+                first_byte_ms=self._first_byte_ms,
+                ended_ms=self._elapsed_ms(self._began),
+                outcome=outcome,
+                http_status=http_status,
+            )
+        )
+        return leg
+
+    # ---- the next attempt --------------------------------------------------------------------------------------
+
+    async def _next(self) -> Leg | None:
+        """The leg of the next attempt, entered; None: there is none, or no time."""
+        if len(self.done) >= self._most:
+            return None
+        if self.done and not self._faults[self.done[-1].deployment_id].again:
+            return None
+        untried = [leg for leg in self._legs if leg.deployment_id not in self._faults]
+        for leg in sorted(untried, key=lambda leg: board.state(leg.deployment_id) is State.RESTING):
+            if await self._enter(leg):
+                return leg
+        return await self._again()
+
+    async def _again(self) -> Leg | None:
+        """One that has failed before, after a wait; the one that can be asked soonest."""
+        waits = []
+        for leg in self._legs:
+            fault = self._faults.get(leg.deployment_id)
+            if fault is not None and fault.here and loads[leg.deployment_id].may_retry:
+                waits.append((wait_s(len(self.done), fault, _random), leg))
+        for wait, leg in sorted(waits, key=lambda found: found[0]):
+            if time.monotonic() - self._began + wait > self._within_s:
+                return None
+            if board.state(leg.deployment_id) is not State.OPEN:
+                await asyncio.sleep(wait)
+                if await self._enter(leg):
+                    return leg
+        return None
+
+    async def _enter(self, leg: Leg) -> bool:
+        """False if this one cannot be asked now."""
+        deployment_id = leg.deployment_id
+        state = board.state(deployment_id)
+        probe = state is State.HALF_OPEN
+        if state is State.OPEN or (probe and not await board.claim_probe(deployment_id)):
+            return False
+        if (self.done and not self._may_follow(deployment_id)) or not await self._moved(leg):
+            if probe:
+                board.abandoned(deployment_id)
+            return False
+        self._leg, self._leg_began, self._probe = leg, time.monotonic(), probe
+        self._first_byte_ms = None
+        self._span = traces.attempt(leg.placement.target)
+        loads[deployment_id].in_flight += 1
+        return True
+
+    def _may_follow(self, deployment_id: int) -> bool:
+        in_time = time.monotonic() - self._began <= self._within_s
+        return in_time and loads[deployment_id].may_retry
+
+    async def _moved(self, leg: Leg) -> bool:
+        """The hold is where the attempt is made, within the deployment's own limits. The desk put it at the first."""
+        return self._move is None or (leg is self._first and not self.done) or await self._move(leg)
+
+    def unavailable(self) -> Unavailable:
+        """None of the legs may be asked at the moment."""
+        soonest = min((board.opens_in(leg.deployment_id) for leg in self._legs), default=1.0)
+        return Unavailable(
+            "The model is not available at the moment: its providers fail. Please try again.",
+            retry_after=max(1, round(soonest + 0.5)),
+        )
+
+    @staticmethod
+    def _elapsed_ms(since: float) -> int:
+        return round((time.monotonic() - since) * 1000)

@@ -1,0 +1,50 @@
+"""What this process knows of each deployment from its own requests: how many it has in flight, how fast it was.
+
+In memory and of this process alone: good enough to choose by. What must be exact (a deployment's own limits) is
+decided by the desk, what must be shared (health) by the board.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+SHARE = 0.2  # of the newest measure in the average
+FRESH_S = 60.0  # an older average says nothing of now
+
+# As gRPC throttles retries: each failure takes a token, each success gives a part of one back, and nothing is tried
+# again at a deployment that has less than half of them left. One that fails more than one time in six gets no more
+# than its own requests.
+TOKENS = 40.0
+PER_SUCCESS = 0.2
+
+
+class Load:
+    __slots__ = ("_latency", "in_flight", "tokens")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.tokens = TOKENS
+        self._latency: dict[bool, tuple[float, float]] = {}  # by stream: (average ms, when)
+
+    def latency_ms(self, *, stream: bool, now: float) -> float | None:
+        average, at = self._latency.get(stream, (0.0, -FRESH_S))
+        return average if now - at < FRESH_S else None
+
+    def succeeded(self, first_byte_ms: float, *, stream: bool) -> None:
+        now = time.monotonic()
+        before = self.latency_ms(stream=stream, now=now)
+        average = first_byte_ms if before is None else before + SHARE * (first_byte_ms - before)
+        self._latency[stream] = average, now
+        if self.tokens < TOKENS:
+            self.tokens = min(TOKENS, self.tokens + PER_SUCCESS)
+
+    def failed(self) -> None:
+        self.tokens = max(0.0, self.tokens - 1)
+
+    @property
+    def may_retry(self) -> bool:
+        return self.tokens > TOKENS / 2
+
+
+loads: defaultdict[int, Load] = defaultdict(Load)  # by deployment; as many as the catalogue has

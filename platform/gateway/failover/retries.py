@@ -1,0 +1,75 @@
+"""What a provider's failure means: whose fault it is, whether and where it is tried again, after what wait. Pure."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+from gateway.errors import GatewayError, InvalidRequest, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
+
+BASE_S = 0.25  # of the first wait; it doubles
+LONGEST_S = 8.0
+REST_S = 1.0  # after a 429 that does not say how long
+
+CLIENTS = frozenset({400, 413, 422})  # the client's own fault, even if the provider cannot say what it is
+NO_FAULT = frozenset({408, 409, 425})  # these say nothing of the deployment's health
+
+
+class Fault(NamedTuple):
+    """How an attempt failed."""
+
+    outcome: str  # connect | timeout | status_NNN | broken | cut | limited | overloaded, for the books
+    blame: str = ""  # for the circuit breaker: the kind of failure; "": the deployment is not to blame
+    again: bool = False  # another attempt may be made
+    here: bool = False  # at the same deployment too
+    rest_s: float | None = None  # the deployment asked to be left alone for so long
+
+
+def fault_of(exc: GatewayError) -> Fault:
+    """Never again once a byte of the answer has arrived, nor for what is the client's own fault."""
+    status = getattr(exc, "upstream_status", None) or 0
+    said = f"status_{status}" if status else ""
+    if isinstance(exc, InvalidRequest):
+        return Fault(said or "invalid")
+    if isinstance(exc, RateLimited):
+        rest = retry_after(exc)
+        return Fault(said or "limited", again=True, here=True, rest_s=REST_S if rest is None else rest)
+    if isinstance(exc, Unavailable):
+        return Fault(said or "overloaded", "status_5xx", again=True, here=True, rest_s=retry_after(exc))
+    if not isinstance(exc, UpstreamError):
+        return Fault("internal")
+    if exc.phase == "body":
+        return Fault("timeout" if isinstance(exc, UpstreamTimeout) else "cut", "cut")
+    if status >= 400:
+        return _of_status(exc, status)
+    if isinstance(exc, UpstreamTimeout):
+        return Fault("timeout", "timeout", again=True, here=True)
+    kind = "connect" if exc.phase == "connect" else "broken"
+    return Fault(kind, kind, again=True, here=True)
+
+
+def _of_status(exc: UpstreamError, status: int) -> Fault:
+    said = f"status_{status}"
+    if status >= 500:
+        return Fault(said, "status_5xx", again=True, here=True, rest_s=retry_after(exc))
+    if status in CLIENTS:
+        return Fault(said)
+    if status in NO_FAULT:
+        return Fault(said, again=True, here=True, rest_s=retry_after(exc))
+    # Our credential, our catalogue: this deployment will say so again, another may not.
+    return Fault(said, "status_4xx", again=True, here=False)
+
+
+def retry_after(exc: GatewayError) -> float | None:
+    """Seconds; None if the provider did not say."""
+    if (milliseconds := exc.headers.get("retry-after-ms")) is not None:
+        return float(milliseconds) / 1000
+    seconds = exc.headers.get("retry-after")
+    return float(seconds) if seconds is not None else None
+
+
+def wait_s(attempt: int, fault: Fault, random: Random) -> float:
+    """Before the deployment that has just failed is asked again; `attempt` counts from 1. Full jitter: clients that
+    failed together must not come back together."""
+    jitter = random.uniform(0, min(LONGEST_S, BASE_S * 2 ** (attempt - 1)))
+    return jitter if fault.rest_s is None else fault.rest_s + min(jitter, 1.0)

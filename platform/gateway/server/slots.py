@@ -1,0 +1,98 @@
+"""A place for one worker: started again when it dies, replaced without a gap when it must be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gateway.server.workers import Worker
+
+STEADY_SECONDS = 60.0  # what ran for so long starts again at once
+LONGEST_PAUSE_SECONDS = 30.0
+
+Say = Callable[..., None]  # a level, an event, and what there is to say of it
+
+
+class Backoff:
+    """0 s after a steady run, then 1, 2, 4 … 30 s."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self._pause = 1.0
+
+    def next(self, ran_seconds: float) -> float:
+        """Counted from now; returns the seconds."""
+        if ran_seconds > STEADY_SECONDS:
+            self._pause = 0.0
+        pause = self._pause
+        self._pause = min(max(1.0, pause * 2), LONGEST_PAUSE_SECONDS)
+        self.until = time.monotonic() + pause
+        return pause
+
+
+class Slot:
+    def __init__(self, number: int, start: Callable[[], Worker], leave: Callable[[Worker], None], say: Say) -> None:
+        """`start` makes a worker of the present generation; `leave` is for one that another has replaced."""
+        self.number = number
+        self.serving: Worker | None = None
+        self.fresh: Worker | None = None  # it serves once it is ready
+        self.failed = 0  # the generation of the last one that never got ready
+        self._start, self._leave, self._say = start, leave, say
+        self._backoff = Backoff()
+        self._recycling = Backoff()
+
+    @property
+    def workers(self) -> list[Worker]:
+        return [worker for worker in (self.serving, self.fresh) if worker is not None]
+
+    def look(self) -> None:
+        """Whatever has happened since the last look."""
+        if self.fresh is not None and self.fresh.hear():
+            self._take_over(self.fresh)
+        if self.serving is not None and self.serving.ended():
+            self._bury(self.serving, "worker died")
+            self.serving = None
+        if self.fresh is not None:
+            if self.fresh.kill_if_due(time.monotonic()):
+                self._say("error", "worker is not ready in time", pid=self.fresh.pid, worker=self.number)
+            if self.fresh.ended():
+                self.failed = self.fresh.generation
+                self._bury(self.fresh, "worker could not start")
+                self.fresh = None
+        if not self.workers and time.monotonic() >= self._backoff.until:
+            self.replace()
+
+    def replace(self) -> None:
+        """Start another; the one that serves goes when that is ready, and stays if it never is."""
+        if self.fresh is None:
+            self.fresh = self._start()
+            self._say("info", "worker started", pid=self.fresh.pid, worker=self.number)
+
+    def recycle_above(self, limit_mb: int) -> None:
+        worker = self.serving
+        if worker is None or self.fresh is not None or time.monotonic() < self._recycling.until:
+            return
+        memory = worker.memory_mb()
+        if memory > limit_mb:
+            self._recycling.next(time.monotonic() - worker.ready_at)
+            self._say("warning", "worker is too large", pid=worker.pid, memory_mb=memory, limit_mb=limit_mb)
+            self.replace()
+
+    def hurry(self) -> None:
+        """Do not wait before the next start: what made it fail may be mended."""
+        self._backoff = Backoff()
+
+    def _take_over(self, fresh: Worker) -> None:
+        old, self.serving, self.fresh = self.serving, fresh, None
+        self._say("info", "worker ready", pid=fresh.pid, worker=self.number)
+        if old is not None:
+            self._leave(old)
+
+    def _bury(self, worker: Worker, event: str) -> None:
+        worker.bury()
+        pause = 0.0
+        if worker is self.serving or self.serving is None:
+            ran = time.monotonic() - worker.ready_at if worker.ready else 0.0
+            pause = self._backoff.next(ran)
+        how = worker.how_it_ended()
+        self._say("error", event, pid=worker.pid, worker=self.number, **how, again_in_seconds=pause)

@@ -1,0 +1,143 @@
+"""Spans and what is in them, by the semantic conventions of generative AI (as of late 2026, all in development).
+
+Nothing that a prompt, an answer, a tenant or a key could be told from. traces.py opens them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.telemetry.metrics import Tokens
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from gateway.logs import RequestLog
+
+# The conventions' names of those whom our protocols are named for; any other is its protocol's.
+PROVIDERS = {"azure": "azure.ai.openai", "gemini": "gcp.gemini"}
+PARAMETERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+
+
+class Target(Protocol):
+    """gateway.upstreams.base.Target."""
+
+    @property
+    def deployment_id(self) -> int: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def upstream_model(self) -> str: ...
+
+
+class Trace:
+    """One request of a client."""
+
+    __slots__ = ("asked", "provider", "span")
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.asked = ""
+        self.provider = ""
+
+    def note_request(self, body: dict[str, Any]) -> None:
+        """What it asks for, in OpenAI's names; never its messages."""
+        self.asked = str(body.get("model", ""))[:200]
+        if self.span.is_recording():
+            self.span.set_attributes(parameters(body))
+
+    def end(self, status: int, request: RequestLog) -> None:
+        """`status` is the answer's, 499 if the client left before."""
+        span = self.span
+        if span.is_recording():
+            span.update_name(f"chat {request.model or self.asked}".rstrip())
+            span.set_attributes(answered(self, status, request))
+            if status >= 500 or request.outcome in ("failed", "interrupted"):
+                from opentelemetry.trace import StatusCode
+
+                span.set_status(StatusCode.ERROR)
+        span.end()
+
+
+class Leg:
+    """One call of a provider."""
+
+    __slots__ = ("span",)
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+
+    @property
+    def traceparent(self) -> str:
+        context = self.span.get_span_context()
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    def end(self, outcome: str, *, http_status: int | None = None, usage: Tokens | None = None) -> None:
+        """`outcome`: ok, connect, timeout, status_503, ... as the attempt is recorded."""
+        span = self.span
+        if span.is_recording():
+            if http_status:
+                span.set_attribute("http.response.status_code", http_status)
+            if usage is not None:
+                span.set_attributes(tokens(usage))
+            if outcome != "ok":
+                from opentelemetry.trace import StatusCode
+
+                span.set_attribute("error.type", outcome)
+                span.set_status(StatusCode.ERROR)
+        span.end()
+
+
+def parameters(body: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"gen_ai.request.stream": bool(body.get("stream"))}
+    for name in PARAMETERS:
+        if isinstance(body.get(name), int | float):
+            found[f"gen_ai.request.{name}"] = float(body[name])
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if isinstance(limit, int):
+        found["gen_ai.request.max_tokens"] = limit
+    if isinstance(body.get("seed"), int):
+        found["gen_ai.request.seed"] = body["seed"]
+    if isinstance(body.get("n"), int) and body["n"] != 1:
+        found["gen_ai.request.choice.count"] = body["n"]
+    return found
+
+
+def answered(trace: Trace, status: int, request: RequestLog) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "http.response.status_code": status,
+        "gen_ai.provider.name": trace.provider or "counterfoil",  # refused before anybody was asked
+    }
+    if trace.asked:
+        found["gen_ai.request.model"] = trace.asked
+    if request.outcome:
+        found["counterfoil.outcome"] = request.outcome
+    if request.outcome == "completed":
+        found["gen_ai.response.model"] = request.model
+        found["gen_ai.response.id"] = f"chatcmpl-{request.request_id.hex}"
+    if request.first_byte_ms is not None:
+        found["gen_ai.response.time_to_first_chunk"] = request.first_byte_ms / 1000
+    if request.usage is not None:
+        found |= tokens(request.usage)
+    if request.outcome == "interrupted":
+        found["error.type"] = request.error_code or ("client_left" if status < 500 else str(status))
+    elif status >= 400:
+        found["error.type"] = request.error_code or str(status)
+    return found
+
+
+def tokens(usage: Tokens) -> dict[str, int]:
+    """The conventions count cached tokens among those of the input, and reasoning among those of the output."""
+    found = {
+        "gen_ai.usage.input_tokens": usage.input_tokens + usage.cached_input_tokens + usage.cache_write_tokens,
+        "gen_ai.usage.output_tokens": usage.output_tokens + usage.reasoning_tokens,
+    }
+    if usage.cached_input_tokens:
+        found["gen_ai.usage.cache_read.input_tokens"] = usage.cached_input_tokens
+    if usage.cache_write_tokens:
+        found["gen_ai.usage.cache_creation.input_tokens"] = usage.cache_write_tokens
+    if usage.reasoning_tokens:
+        found["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
+    return found

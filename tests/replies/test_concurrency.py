@@ -1,0 +1,180 @@
+"""Repeats while the first is still being answered, in one process and in two: one call, one charge, one answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+import openai
+import pytest
+import requests
+
+from tests.replies.conftest import Shop
+from tests.upstream_scripts import Answer, Stream, hang, words
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_eight_at_once_in_two_processes_get_one_answer(shop: Shop, stream: bool) -> None:
+    served = shop.serve(Stream(words(20), interval=0.02) if stream else Answer("One fox.", delay=0.4))
+    servers = [shop.server, shop.second]
+    answers = shop.at_once(8, lambda number: shop.ask(server=servers[number % 2], stream=stream))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 7
+    assert len(served()) == 1
+    shop.records()
+
+
+def test_who_waits_too_long_is_told_to_come_again(shop: Shop) -> None:
+    """And the official client does: its second try finds the answer."""
+    served = shop.serve(Answer("A late fox.", delay=6.5))
+    first = threading.Thread(target=shop.ask)
+    first.start()
+    shop.kept("running")
+    again = shop.ask(server=shop.second)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+    assert again.headers["retry-after"] == "1"
+    with openai.OpenAI(base_url=f"{shop.second}/v1", api_key=shop.secret, max_retries=2, timeout=30) as client:
+        answer = client.chat.completions.create(**shop.body(), extra_headers={"Idempotency-Key": shop.key})
+    assert answer.choices[0].message.content == "A late fox."
+    first.join()
+    assert len(served()) == 1
+    shop.records()
+
+
+def test_the_other_body_is_refused_at_once_while_the_first_runs(shop: Shop) -> None:
+    shop.serve(Answer(delay=1))
+    first = threading.Thread(target=shop.ask)
+    first.start()
+    shop.kept("running")
+    other = shop.ask(temperature=0.5)
+    assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_key_reused")
+    first.join()
+
+
+def test_a_crowd_that_waits_is_bounded(shop: Shop) -> None:
+    """Beyond 64 in a process who repeats is told at once, so that their looks do not keep others' reads waiting."""
+    served = shop.serve(Answer(delay=1.5))
+    first = threading.Thread(target=shop.ask)
+    first.start()
+    shop.kept("running")
+    answers = shop.at_once(80, lambda number: shop.ask(server=shop.second))
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 409}
+    assert statuses.count(200) >= 60
+    first.join()
+    assert len(served()) == 1
+
+
+def test_many_keys_at_once_are_many_requests(shop: Shop) -> None:
+    served = shop.serve()
+    keys = [uuid.uuid4().hex for _ in range(30)]
+    answers = shop.at_once(60, lambda number: shop.ask(key=keys[number % 30]))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 30
+    assert len(served()) == 30
+    shop.records(30)
+
+
+# ---- clients that leave ----
+
+
+@pytest.mark.parametrize("server", ["server", "second"])
+def test_a_client_that_left_finds_the_whole_answer(shop: Shop, server: str) -> None:
+    served = shop.serve(Stream(words(40), interval=0.02))
+    with shop.ask(stream=True) as broken:
+        for line in broken.iter_lines(chunk_size=1):
+            if b'"w3 "' in line:
+                break
+    assert served()[0].outcome == "running"
+    again = shop.ask(server=getattr(shop, server), stream=True)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert all(f'"w{number} "'.encode() in again.content for number in range(40))
+    assert again.content.endswith(b"data: [DONE]\n\n")
+    assert len(served()) == 1
+    (record,) = shop.records()
+    assert (record["status"], record["output_tokens"], record["estimated"]) == ("completed", 40, False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_before_the_first_byte_finds_it_too(shop: Shop, stream: bool) -> None:
+    served = shop.serve(Stream(interval=0.4) if stream else Answer("A patient fox.", delay=1))
+    with pytest.raises(requests.exceptions.RequestException):
+        _ = shop.ask(stream=stream, timeout=0.3).content
+    again = shop.ask(stream=stream)
+    assert (again.status_code, again.headers["idempotent-replayed"]) == (200, "true")
+    assert len(served()) == 1
+    assert shop.records()[0]["status"] == "completed"
+
+
+def test_without_the_header_a_client_that_leaves_stops_the_provider(shop: Shop) -> None:
+    served = shop.serve(hang)
+    with pytest.raises(requests.exceptions.Timeout):
+        shop.ask(key="-", timeout=0.3)
+    (request,) = served()
+    assert request.ended.wait(20)
+    assert request.outcome == "gone"
+
+
+# ---- answers that are too large to keep ----
+
+LARGE = 3000  # words; some 150 bytes of event each
+
+
+def test_an_answer_that_is_too_large_comes_whole_but_is_not_kept(shop: Shop) -> None:
+    served = shop.serve(Stream(words(LARGE)))
+    whole = shop.ask(stream=True)
+    assert f'"w{LARGE - 1} "'.encode() in whole.content
+    assert whole.content.endswith(b"data: [DONE]\n\n")
+    again = shop.ask(stream=True)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_answer_too_large")
+    assert again.headers["x-should-retry"] == "false"
+    assert len(served()) == 1
+    shop.records()
+    assert shop.kept("too_large")["content"] == b""
+
+
+def test_the_same_without_streaming(shop: Shop) -> None:
+    shop.serve(Answer("fox " * 20_000))
+    assert len(shop.ask().content) > 64 * 1024
+    assert shop.ask().json()["error"]["code"] == "idempotency_answer_too_large"
+
+
+def test_who_leaves_an_answer_that_is_too_large_stops_it(shop: Shop) -> None:
+    served = shop.serve(Stream(words(LARGE), interval=0.002))
+    with shop.ask(stream=True) as broken:
+        for line in broken.iter_lines(chunk_size=512):
+            if b'"w1000 "' in line:
+                break
+    (request,) = served()
+    assert request.ended.wait(20)
+    assert request.outcome == "gone"
+    assert [row["status"] for row in shop.records()] == ["interrupted"]
+    assert shop.ask(stream=True).json()["error"]["code"] == "idempotency_answer_too_large"
+
+
+def test_so_does_who_left_before_it_was(shop: Shop) -> None:
+    served = shop.serve(Stream(words(LARGE), interval=0.002))
+    with shop.ask(stream=True) as broken:
+        next(broken.iter_lines(chunk_size=1))
+    (request,) = served()
+    assert request.ended.wait(30)
+    assert request.outcome == "gone"
+    assert request.events < LARGE
+    assert [row["status"] for row in shop.records()] == ["interrupted"]
+
+
+def test_a_slow_reader_of_a_large_answer_slows_the_provider(shop: Shop) -> None:
+    """Nothing of it piles up in the gateway beyond what would have been kept and what sockets hold."""
+    count = 60_000
+    served = shop.serve(Stream(words(count)))
+    with shop.ask(stream=True) as slow:
+        next(slow.iter_lines(chunk_size=1))
+        sent = -1
+        while sent != served()[0].events:  # until it moves no more
+            sent = served()[0].events
+            time.sleep(0.5)
+        assert sent < count
+    assert served()[0].ended.wait(20)
+    shop.records()
