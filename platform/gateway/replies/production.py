@@ -16,11 +16,9 @@ from django.conf import settings
 
 from gateway import pipeline
 from gateway.errors import Unavailable
-from gateway.pipeline import Call
+from gateway.pipeline import DONE, Call
 from gateway.replies import running
 from gateway.replies.claim import Claim
-
-DONE = b"data: [DONE]\n\n"
 
 
 class Production:
