@@ -42,11 +42,12 @@ class Case:
         sent = self.sent
         upstream = [f"{s.status} {s.outcome}, {s.events} events, usage {s.usage}" for s in self.served]
         wanted = ("request_id", "status", "estimated", "error_code", *CLASSES, "charge", "process_id")
-        ledger = [{name: row.get(name) for name in wanted} for row in [*self.records, *self.adjustments]]
+        ledger = [{name: row.get(name) for name in wanted} for row in self.records + self.adjustments]
         tried = [f"{row['number']}: {row['deployment_id']} {row['outcome']}" for row in self.attempts]
         return (
             f"{sent.marker} {sent.model}{' streamed' * sent.stream}, {sent.goodbye}\n"
-            f"    the client: {sent.reply.describe()}\n    the provider: {upstream}\n    the ledger: {ledger}, attempts {tried}"
+            f"    the client: {sent.reply.describe()}\n    the provider: {upstream}\n"
+            f"    the ledger: {ledger}, attempts {tried}"
         )
 
     def booked(self, name: str) -> int:
@@ -239,7 +240,9 @@ def _faults_of_record(case: Case) -> Iterator[str]:
         yield "failed, and yet there are tokens"
     if case.status == "interrupted":
         delivered = DELIVERED.search(case.sent.reply.body)
-        if not record["input_tokens"] or (delivered and not record["output_tokens"]):
+        # Whoever left while the next attempt was waited for has cost nothing.
+        asked = not case.attempts or case.attempts[-1]["outcome"] in ("ok", "cut", "client_left", "timeout")
+        if (asked and not record["input_tokens"]) or (delivered and not record["output_tokens"]):
             yield "interrupted, and what was delivered is not there"
 
 

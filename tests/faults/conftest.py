@@ -19,7 +19,6 @@ from tests.faults.tally import Tally
 from tests.house import House
 from tests.upstream import Upstream
 
-
 TALLY = Tally()
 
 

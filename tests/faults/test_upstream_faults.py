@@ -58,7 +58,7 @@ def catalogue(whole_ground: Ground, service: Service) -> Iterator[None]:
 
 
 def model(row: Row, kind: str) -> str:
-    return f"{re.sub('[^a-z0-9]+', '-', row.name.lower())}-{kind}"
+    return "-".join([*re.findall("[a-z0-9]+", row.name.lower()), kind])
 
 
 def either(row: Row) -> Script:

@@ -80,7 +80,7 @@ class Whole:
         if self.usage == "right" and self.then is None and not self.off and self.share == 1.0:
             exchange.usage = usage_of(exchange.body, WORDS)
         await exchange.head(200, JSON, len(sent if self.right_length else data) + self.off)
-        await exchange.raw(sent)
+        await exchange.send_raw(sent)
         if self.then is not None:
             return await self.then(exchange)
         await exchange.end()
@@ -113,12 +113,12 @@ async def hang(exchange: Exchange) -> None:
 
 async def half_chunk(exchange: Exchange) -> None:
     """A chunk is announced, and half of it comes."""
-    await exchange.raw(b'100\r\ndata: {"id":"x","choices":[{"index":0,"delta":{"content":"x')
+    await exchange.send_raw(b'100\r\ndata: {"id":"x","choices":[{"index":0,"delta":{"content":"x')
     exchange.cut()
 
 
 async def not_http(exchange: Exchange) -> None:
-    await exchange.raw(b"220 mail.example.com ESMTP\r\n\r\n")
+    await exchange.send_raw(b"220 mail.example.com ESMTP\r\n\r\n")
     exchange.cut()
 
 
