@@ -79,13 +79,14 @@ class Trip:
         assert self._leg is not None
         took_ms = self._elapsed_ms(self._leg_began)
         loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
-        board.succeeded(self._leg.deployment_id, probe=self._probe)
+        if self._probe or not self._stream:  # a stream has yet to show that it does not break
+            board.succeeded(self._leg.deployment_id, probe=self._probe)
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
         leg = self._leave(fault.outcome, exc.status)
         load = loads[leg.deployment_id]
-        if fault.again or fault.blame:
+        if fault.here or fault.blame:
             load.failed()
         first_time = leg.deployment_id not in self._faults  # one request is one witness, however often it tries
         if fault.blame and (first_time or self._probe):
@@ -118,6 +119,8 @@ class Trip:
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut")
+            elif self._stream:
+                board.succeeded(leg.deployment_id)
 
     def _leave(self, outcome: str, http_status: int) -> Leg:
         leg, self._leg = self._leg, None
@@ -164,7 +167,7 @@ class Trip:
         waits = []
         for leg in self._legs:
             fault = self._faults.get(leg.deployment_id)
-            if fault is not None and fault.here and loads[leg.deployment_id].may_retry:
+            if fault is not None and fault.waits and loads[leg.deployment_id].may_retry:
                 waits.append((wait_s(len(self.done), fault, _random), leg))
         for wait, leg in sorted(waits, key=lambda found: found[0]):
             if time.monotonic() - self._began + wait > self._within_s:
@@ -182,9 +185,13 @@ class Trip:
         probe = state is State.HALF_OPEN
         if state is State.OPEN or (probe and not await board.claim_probe(deployment_id)):
             return False
-        if (self.done and not self._may_follow(deployment_id)) or not await self._moved(leg):
-            if probe:
+        entered = False
+        try:
+            entered = (not self.done or self._may_follow(deployment_id)) and await self._moved(leg)
+        finally:
+            if probe and not entered:
                 board.abandoned(deployment_id)
+        if not entered:
             return False
         self._leg, self._leg_began, self._probe = leg, time.monotonic(), probe
         self._first_byte_ms = None

@@ -9,6 +9,7 @@ from gateway.errors import GatewayError, InvalidRequest, RateLimited, Unavailabl
 
 BASE_S = 0.25  # of the first wait; it doubles
 LONGEST_S = 8.0
+LONGEST_REST_S = 5.0
 REST_S = 1.0  # after a 429 that does not say how long
 
 CLIENTS = frozenset({400, 413, 422})  # the client's own fault, even if the provider cannot say what it is
@@ -24,13 +25,19 @@ class Fault(NamedTuple):
     here: bool = False  # at the same deployment too
     rest_s: float | None = None  # the deployment asked to be left alone for so long
 
+    @property
+    def waits(self) -> bool:
+        """Whether the same deployment is worth waiting for. A longer pause is for the client to wait, who is told."""
+        return self.here and (self.rest_s or 0.0) <= LONGEST_REST_S
+
 
 def fault_of(exc: GatewayError) -> Fault:
     """Never again once a byte of the answer has arrived, nor for what is the client's own fault."""
     status = getattr(exc, "upstream_status", None) or 0
     said = f"status_{status}" if status else ""
     if isinstance(exc, InvalidRequest):
-        return Fault(said or "invalid")
+        # Without a status nobody was asked: the provider's protocol has no words for it, another's may.
+        return Fault(said) if said else Fault("unsupported", again=True)
     if isinstance(exc, RateLimited):
         rest = retry_after(exc)
         return Fault(said or "limited", again=True, here=True, rest_s=REST_S if rest is None else rest)

@@ -74,6 +74,7 @@ def from_response(
     fault.upstream_status = status
     if isinstance(fault, UpstreamError):
         fault.phase = "head"
+        fault.headers = retry_headers(headers)
     return fault
 
 

@@ -156,13 +156,14 @@ async def test_a_limit_is_waited_for_where_there_is_nobody_else(upstream: Upstre
     assert attempts[1].started_at - attempts[0].ended_at >= timedelta(milliseconds=40)
 
 
+@pytest.mark.parametrize(("wait", "bound"), [("3", {"retry_within_s": 2}), ("6", {})])
 async def test_a_limit_that_lasts_longer_than_there_is_time_is_passed_on(
-    upstream: Upstream, served: Served, ask: Any
+    upstream: Upstream, served: Served, ask: Any, wait: str, bound: dict[str, int]
 ) -> None:
-    await sync_to_async(served)("acme-chat", "only", retry_within_s=2)
-    upstream.script("only", error(429, headers={"retry-after": "30"}))
+    await sync_to_async(served)("acme-chat", "only", **bound)
+    upstream.script("only", error(429, headers={"retry-after": wait}))
     response = await ask()
-    assert (response.status_code, response.headers["retry-after"]) == (429, "30")
+    assert (response.status_code, response.headers["retry-after"]) == (429, wait)
     assert asked(upstream) == ["only"]
 
 
@@ -214,6 +215,15 @@ async def test_a_dead_deployment_is_out_of_the_way_after_five_failures(
     for _ in range(12):
         assert (await ask()).status_code == 200
     assert Counter(asked(upstream)) == {"first": 5, "second": 12}
+
+
+async def test_a_deployment_whose_streams_all_break_is_taken_out(
+    upstream: Upstream, served: Served, ask: Any
+) -> None:
+    await sync_to_async(served)("acme-chat", "first", "second")
+    upstream.script("first", Stream(cut_after=2))
+    failures = [(await streamed(await ask(stream=True)))[1] for _ in range(7)]
+    assert [failure is None for failure in failures] == [False] * 5 + [True] * 2
 
 
 async def test_a_model_whose_providers_all_fail_says_so_at_once(upstream: Upstream, served: Served, ask: Any) -> None:
@@ -315,6 +325,22 @@ async def test_a_deployment_that_has_taken_what_it_may_is_passed_over(
     places = [record.deployment_id async for record in UsageRecord.objects.order_by("request_id")]
     assert len(set(places[:2])) == len(set(places[2:])) == 1
     assert places[0] != places[2]
+
+
+async def test_what_one_protocol_has_no_words_for_goes_to_another(
+    upstream: Upstream, served: Served, ask: Any
+) -> None:
+    claude = await Provider.objects.acreate(
+        name="claude", base_url=upstream.url, protocol="anthropic", credential="x"
+    )
+    await sync_to_async(served)("acme-chat", {"provider": claude, "upstream_model": "c"}, "second")
+    assert (await ask(n=2)).status_code == 200
+    assert asked(upstream) == ["second"]
+    _, attempts = await books()
+    assert [attempt.outcome for attempt in attempts] == ["unsupported", "ok"]
+    await Deployment.objects.filter(upstream_model="second").aupdate(enabled=False)
+    refused = await ask(n=2)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
 
 
 async def test_what_runs_counts_against_what_may_run(upstream: Upstream, served: Served, ask: Any) -> None:
