@@ -47,7 +47,7 @@ class SlowBreaker:
         self.results.append((now, False))
         last_five = [good for _, good in self.results[-5:]]
         recent = [good for at, good in self.results if int(at) > int(now) - 30]
-        opens = last_five == [False] * 5 or (len(recent) >= 20 and recent.count(False) * 2 >= len(recent))
+        opens = last_five == [False] * 5 or (len(recent) >= 20 and recent.count(False) * 2 > len(recent))
         if opens:
             self.openings = [now]
         return opens

@@ -205,6 +205,17 @@ def test_it_says_nothing_where_it_learnt_nothing(directory: Directory, deploymen
         assert "no list of models" in circuit.probe_outcome
 
 
+def test_it_goes_on_when_one_cannot_be_asked(
+    directory: Directory, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = Provider.objects.create(name="odd", protocol="of-tomorrow", base_url="http://127.0.0.1:1/v1")
+    other = Deployment.objects.create(model=deployment.model, provider=odd, upstream_model="x", probe_every_s=5)
+    assert probe_due() == 2
+    assert Circuit.objects.get(pk=other.pk).probe_outcome == "it could not be asked"
+    assert Circuit.objects.get(pk=deployment.pk).probe_outcome == "it lists its models (1)"
+    assert "could not be asked for its models" in caplog.text
+
+
 def test_it_leaves_the_probe_of_a_request_alone(directory: Directory, deployment: Deployment) -> None:
     for answer in ((200, LIST), (500, "no")):
         Circuit.objects.all().delete()

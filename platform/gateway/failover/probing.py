@@ -7,6 +7,7 @@ are in nobody's books. Deployments of one provider that are due together share o
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import defaultdict
@@ -19,6 +20,8 @@ from gateway.failover import circuits
 from gateway.failover.circuits import Author
 from gateway.upstreams.base import Target
 from gateway.upstreams.listing import list_models
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 AT_ONCE = 16
@@ -66,6 +69,9 @@ async def ask(target: Target) -> Outcome:
         return Outcome(False, "it did not answer in time")
     except GatewayError:
         return Outcome(False, "it could not be reached")
+    except Exception:  # a defect of ours says nothing of the deployment, and nothing of the others
+        log.exception("A provider could not be asked for its models")
+        return Outcome(None, "it could not be asked")
     status = listing.status
     if status in (401, 403):
         return Outcome(False, f"it refused the credential (status {status})")
