@@ -46,6 +46,7 @@ class RequestLog:
     model: str = ""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    replayed: bool = False  # the kept answer of an earlier request: no record, no charge
     broken: bool = False  # a stream that broke off after its status line
     error_code: str = ""  # the error's code, or its type if it has none
     # Of an admitted request: completed, failed or interrupted; for metrics and traces.
@@ -77,6 +78,8 @@ class RequestLog:
             value = getattr(self, name)
             if value not in (None, ""):
                 line[name] = value
+        if self.replayed:
+            line["replayed"] = True
         if self.broken:
             line["broken"] = True
         emit(line)

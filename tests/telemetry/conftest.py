@@ -1,29 +1,22 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from django.conf import settings
 
+from gateway.embedded import engines, layout
 from gateway.telemetry import exposition, gathering, labels, metrics, slots
+from tests.house import House
+from tests.servers import running_server
+from tests.telemetry.collector import Collector
+from tests.telemetry.samples import value
+from tests.telemetry.watched import CATALOGUE, TOKEN, Watched, free_port
+from tests.upstream import Upstream
 
 Read = Callable[..., float | None]
-
-
-def parsed(text: str) -> dict[str, Metric]:
-    """By name; raises if Prometheus could not read it."""
-    return {family.name: family for family in text_string_to_metric_families(text)}
-
-
-def value(text: str, name: str, **labels: str) -> float | None:
-    """The sample with exactly these labels; `name` as it is on the page."""
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == name and sample.labels == labels:
-                return sample.value
-    return None
 
 
 @pytest.fixture
@@ -47,3 +40,35 @@ def read(fresh: slots.Slots) -> Read:
         return value(exposition.page().body.decode(), name, **labels)
 
     return of
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    engines.ensure(settings.COUNTERFOIL_HOME)
+    sockets = layout.sockets(settings.COUNTERFOIL_HOME)
+    house = House(tmp_path_factory.mktemp("house"), sockets, f"watched_{os.getpid()}", {"WATCHED_KEY": "sk-provider"})
+    house.create()
+    yield house
+    house.drop()
+
+
+@pytest.fixture(scope="session")
+def open_watched(house: House) -> Iterator[Watched]:
+    port = free_port()
+    with Upstream() as upstream, Collector() as collector:
+        house.apply(CATALOGUE.replace("URL", upstream.url))
+        secret = house.manage("issue_key", "--tenant", "acme", "--name", "laptop").strip()
+        watching = {
+            "METRICS_TOKEN": TOKEN,
+            "METRICS_PORT": str(port),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        with running_server(house.environment | watching) as server:
+            yield Watched(server, secret, upstream, collector, house, port)
+
+
+@pytest.fixture
+def watched(open_watched: Watched) -> Watched:
+    open_watched.upstream.reset()
+    return open_watched

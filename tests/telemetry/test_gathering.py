@@ -16,7 +16,7 @@ from gateway.telemetry import exposition
 from gateway.telemetry.gathering import gather
 from gateway.telemetry.slots import Slots
 from tests.servers import ROOT
-from tests.telemetry.conftest import value
+from tests.telemetry.samples import value
 
 WORKER = """
 import sys

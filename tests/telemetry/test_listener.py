@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from gateway.telemetry import exposition, listener, metrics
 from gateway.telemetry.listener import Listener
 from gateway.telemetry.slots import Slots
-from tests.telemetry.conftest import parsed, value
+from tests.telemetry.samples import parsed, value
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 

@@ -9,7 +9,8 @@ import pytest
 from gateway.telemetry import exposition, metrics
 from gateway.telemetry.slots import CAPACITY, Slots
 from gateway.upstreams.base import Usage
-from tests.telemetry.conftest import Read, parsed
+from tests.telemetry.conftest import Read
+from tests.telemetry.samples import parsed
 
 CHAT = {"endpoint": "chat.completions", "model": "acme-chat"}
 

@@ -9,7 +9,7 @@ from django.test import Client
 from pytest_django.fixtures import Settings
 
 from gateway.telemetry.slots import Slots
-from tests.telemetry.conftest import value
+from tests.telemetry.samples import value
 
 TOKEN = "a-token-for-the-scraper"
 RIGHT = {"authorization": f"Bearer {TOKEN}"}

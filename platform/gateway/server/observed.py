@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from pathlib import Path
 
 from django.conf import settings
 
 from gateway.telemetry import listener, traces
+from gateway.telemetry.gathering import gather
 from gateway.telemetry.listener import Listener
 from gateway.telemetry.slots import slots
 
@@ -26,6 +26,7 @@ def start(loop: asyncio.AbstractEventLoop) -> None:
     if settings.METRICS_DIR:
         try:
             slots.share(Path(settings.METRICS_DIR))
+            gather()  # tidies up after dead neighbours, where nobody ever looks
         except OSError as error:
             log.error("METRICS_DIR cannot be used: the metrics are of this process alone (%s)", error)
     if settings.METRICS_PORT:
@@ -34,17 +35,15 @@ def start(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _listen(loop: asyncio.AbstractEventLoop, *, again: bool = False) -> None:
-    """Where a neighbour has the port, or a predecessor that drains: as soon as it is free."""
+    """Where a predecessor that drains has the port still: as soon as it is free."""
     global _listening, _retrying
     try:
-        _listening = listener.start(settings.METRICS_HOST, settings.METRICS_PORT)
+        _listening = listener.start(
+            settings.METRICS_HOST, settings.METRICS_PORT, beside_others=slots.folder is not None
+        )
     except OSError as error:
         if not again:
-            log.log(
-                logging.WARNING if error.errno == errno.EADDRINUSE else logging.ERROR,
-                "METRICS_PORT cannot be listened on, and is tried again (%s)",
-                error,
-            )
+            log.warning("METRICS_PORT cannot be listened on, and is tried again and again (%s)", error)
         _retrying = loop.call_later(RETRY_SECONDS, lambda: _listen(loop, again=True))
 
 

@@ -1,6 +1,6 @@
-"""/metrics on a port of its own, without a token: for the server's process, or for the master of many.
+"""/metrics on a port of its own, without a token.
 
-    listener = start("127.0.0.1", 9464, folder)   # OSError if the address is taken
+    listener = start("127.0.0.1", 9464)   # OSError if the address is taken
     listener.stop()
 
 Needs no Django and no event loop: a thread answers.
@@ -24,9 +24,9 @@ PATH = "/metrics"
 class Listener(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, folder: Path | None) -> None:
+    def __init__(self, host: str, port: int, folder: Path | None, beside_others: bool) -> None:
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        self.folder = folder
+        self.folder, self.beside_others = folder, beside_others
         super().__init__((host, port), Handler)
 
     @property
@@ -36,6 +36,8 @@ class Listener(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Not HTTPServer's, which asks the resolver for our own name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.beside_others:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
@@ -92,9 +94,12 @@ class Handler(BaseHTTPRequestHandler):
         """Scrapes are not logged."""
 
 
-def start(host: str, port: int, folder: Path | None = None) -> Listener:
-    """`folder`: what the web processes share; None: this process's own numbers. Port 0: any that is free."""
-    listener = Listener(host, port, folder)
+def start(host: str, port: int, folder: Path | None = None, *, beside_others: bool = False) -> Listener:
+    """`folder`: what the web processes share; None: what this process knows. Port 0: any that is free.
+
+    `beside_others`: neighbours listen there, too, and whoever is asked answers for all; so one may always leave.
+    """
+    listener = Listener(host, port, folder, beside_others)
     threading.Thread(target=listener.serve_forever, name="counterfoil-metrics", daemon=True).start()
     log.info("metrics", extra={"host": host, "port": listener.port})
     return listener
