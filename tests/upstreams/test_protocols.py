@@ -223,6 +223,15 @@ async def test_a_whole_answer_becomes_a_stream(speak: Speak, protocol: str) -> N
     assert sdk_sees(chunks).choices[0].message.content == "Hello there." and usage == USAGES[protocol]
 
 
+@pytest.mark.parametrize("protocol", ["anthropic", "gemini"])
+@pytest.mark.parametrize("end", ["", "/"])
+async def test_a_host_alone_is_enough(speak: Speak, protocol: str, end: str) -> None:
+    spoken = speak(protocol)
+    spoken.at(base_url=spoken.fake.url.removesuffix(spoken.fake.base) + end)
+    assert (await spoken.complete())[1] == (await spoken.stream())[1] == USAGES[protocol]
+    assert (await list_models(spoken.target)).models
+
+
 @every_protocol
 async def test_it_lists_its_models(speak: Speak, protocol: str) -> None:
     spoken = speak(protocol)

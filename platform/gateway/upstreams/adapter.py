@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.upstreams.answers import FAILED, answer_of
@@ -107,6 +108,11 @@ class HTTPAdapter(ABC):
     def status_of(self, status: int, body: bytes) -> int:
         """What a status means, where the provider's is not the usual one."""
         return status
+
+
+def missing_version(target: Target, version: str) -> str:
+    """`version` if the base URL is a host alone, as the provider's own clients take it; else ""."""
+    return "" if urlsplit(target.base_url).path.strip("/") else version
 
 
 def _json(body: bytes, target: Target) -> object:

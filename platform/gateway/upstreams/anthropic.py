@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.upstreams.adapter import HTTPAdapter
+from gateway.upstreams.adapter import HTTPAdapter, missing_version
 from gateway.upstreams.anthropic_request import messages_request
 from gateway.upstreams.asked import Json
 from gateway.upstreams.base import Face, Target
@@ -49,10 +49,10 @@ OURS = re.compile(rb"credit balance is too low|usage limits?\b.{0,80}regain acce
 
 class AnthropicAdapter(HTTPAdapter):
     def path(self, target: Target, *, stream: bool) -> str:
-        return "/messages"
+        return missing_version(target, "/v1") + "/messages"
 
     def models_path(self, target: Target) -> str:
-        return "/models?limit=1000"
+        return missing_version(target, "/v1") + "/models?limit=1000"
 
     def headers(self, target: Target) -> Headers:
         version = (("anthropic-version", target.api_version or VERSION),)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.errors import GatewayError
-from gateway.upstreams.adapter import HTTPAdapter
+from gateway.upstreams.adapter import HTTPAdapter, missing_version
 from gateway.upstreams.asked import Json
 from gateway.upstreams.base import Face, Target
 from gateway.upstreams.client import Headers
@@ -46,10 +46,11 @@ OURS = ("API_KEY_INVALID", "FAILED_PRECONDITION")
 class GeminiAdapter(HTTPAdapter):
     def path(self, target: Target, *, stream: bool) -> str:
         name = target.upstream_model if "/" in target.upstream_model else f"models/{target.upstream_model}"
-        return f"/{quote(name)}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
+        method = "streamGenerateContent?alt=sse" if stream else "generateContent"
+        return f"{missing_version(target, '/v1beta')}/{quote(name)}:{method}"
 
     def models_path(self, target: Target) -> str:
-        return "/models?pageSize=1000"
+        return missing_version(target, "/v1beta") + "/models?pageSize=1000"
 
     def headers(self, target: Target) -> Headers:
         return (("x-goog-api-key", target.credential),) if target.credential else ()
