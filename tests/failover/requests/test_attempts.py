@@ -285,3 +285,21 @@ async def test_a_disabled_deployment_is_not_asked(upstream: Upstream, served: Se
     upstream.script("second", Answer("From the second."))
     assert (await ask()).json()["choices"][0]["message"]["content"] == "From the second."
     assert asked(upstream) == ["second"]
+
+
+async def test_a_client_that_leaves_before_the_first_byte_pays_for_its_prompt(
+    upstream: Upstream, served: Served, ask: Any
+) -> None:
+    await sync_to_async(served)("acme-chat", "hang")
+    task = asyncio.create_task(ask())
+    async with asyncio.timeout(10):
+        while not upstream.served:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    record, (attempt,) = await books()
+    assert (record.status, attempt.outcome) == ("interrupted", "client_left")
+    assert record.estimated
+    assert record.input_tokens > 0
+    assert record.output_tokens == 0
