@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from gateway.catalogue.models import CatalogueVersion
+from gateway.catalogue.models import CatalogueVersion, Deployment, Model, Provider
 from gateway.ledger.desk import Desk
 from gateway.ledger.items import Ending, Gate, Order
 from gateway.ledger.link import LinkLost
@@ -119,7 +119,9 @@ async def test_another_attempt_moves_the_hold(desk: Desk, order: MakeOrder) -> N
     first = Gate(71, 1, tpm=100_000, in_flight=1)
     mine = await asked(order, first)
     await desk.admit(mine)
-    mine.served_model = "acme-small"
+    small = await db(lambda: Model.objects.create(public_id="acme-small"))
+    provider = await db(Provider.objects.get)
+    await db(lambda: Deployment.objects.create(pk=72, model=small, provider=provider, upstream_model="small"))
     assert await desk.move(mine, [Gate(72, 2, rpm=1)]) is True
     assert (mine.deployment_id, mine.provider_id) == (72, 2)
     hold = await db(Hold.objects.get)

@@ -120,7 +120,6 @@ class Order:
             "candidates": [list(gate) for gate in candidates],
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
-            "served_model": self.served_model,
         }
 
     def settlement(self, ending: Ending) -> Item:
@@ -155,8 +154,10 @@ class Order:
             item["served_model"] = self.served_model
         if ending.attempts:
             item["attempts"] = [attempt.row() for attempt in ending.attempts]
-            if ending.status != "failed":  # what the last one used is what the record says, to the last nano-unit
-                item["attempts"][-1] |= {"served": True, "cost": amounts["cost"], **_counted(usage)}
+            if ending.status == "completed" or usage.total:
+                # What the last one used is what the record says, to the last nano-unit.
+                said = {name: item[name] for name in ("cost", "cost_currency", "cost_price_id")}
+                item["attempts"][-1] |= {"served": True, **said, **_counted(usage)}
         return item
 
     def _rated(self, ending: Ending) -> tuple[dict[str, int | None], list[list[str | int]]]:

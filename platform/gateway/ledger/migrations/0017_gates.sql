@@ -188,6 +188,10 @@ BEGIN
         END IF;
         i.deployment_id := i.candidates[chosen][1];
         i.provider_id := i.candidates[chosen][2];
+        IF chosen > 1 OR i.op = 'm' THEN  -- perhaps one of a fallback model
+            i.served_model := (SELECT m.public_id FROM catalogue_deployment d JOIN catalogue_model m ON m.id = d.model_id
+                               WHERE d.id = i.deployment_id AND m.id <> i.catalogue_model_id);
+        END IF;
         i.gate_second := NULL;
         i.gate_tokens := NULL;
         IF i.candidates[chosen][3] + i.candidates[chosen][4] + i.candidates[chosen][5] > 0 THEN
