@@ -24,8 +24,8 @@ help:  ## list what can be made
 run: $(STAMP)  ## start everything and print how to use it (HOST, PORT, COUNTERFOIL_HOME)
 	@exec "$(BIN)/python" -m gateway.embedded
 
-# Slow ones, which are part of test-faults: many processes side by side, and the benchmark.
-SLOW := tests/limits/test_processes.py tests/limits/test_shard_processes.py tests/test_benchmarks.py
+# Slow ones, which are part of test-faults: many processes side by side, the benchmark, Celery's drain.
+SLOW := tests/limits/test_processes.py tests/limits/test_shard_processes.py tests/test_benchmarks.py tests/test_celery_drain.py
 
 test: install  ## run the tests (ARGS="-k name" for some of them)
 	@exec "$(BIN)/python" -m pytest --ignore tests/faults $(addprefix --ignore ,$(SLOW)) $(ARGS)

@@ -18,5 +18,6 @@ async def runner_of(request: ApiRequest, call: Call) -> Runner:
         return pipeline
     runner = await runner_for(call, key)
     if isinstance(runner, Replay):  # asks no limit, so nobody has told how they stand
+        request.counterfoil.replayed = True
         call.headers |= await rates_of(call.caller)
     return runner

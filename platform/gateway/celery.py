@@ -2,6 +2,9 @@
 
 Every task may run twice, at once, or never for a while: each finds what there is to do by itself. A run
 that was not taken up before the next is due expires, so that a worker that was away finds no pile.
+
+SIGTERM drains a worker: it takes no more, ends what runs, gives back what it has not begun, and exits. What it
+could not end (kill -9) is given to another after REDELIVERY_SECONDS, if it has not expired.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from celery import Celery
 from celery.signals import worker_ready
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+
+
+REDELIVERY_SECONDS = 900
 
 
 def _every(seconds: float, task: str) -> dict[str, object]:
@@ -40,6 +46,8 @@ app.conf.update(
     beat_schedule=BEAT_SCHEDULE,
     beat_scheduler="celery.beat:Scheduler",  # in memory: no file that a kill -9 could spoil
     task_ignore_result=True,
+    task_acks_late=True,  # a message is taken off the queue when its task has ended
+    broker_transport_options={"visibility_timeout": REDELIVERY_SECONDS},
     worker_prefetch_multiplier=1,
     worker_hijack_root_logger=False,  # gateway.logs is configured by Django's set-up
     broker_connection_retry_on_startup=True,

@@ -46,6 +46,7 @@ class RequestLog:
     model: str = ""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    replayed: bool = False  # the kept answer of an earlier request: no record, no charge
     broken: bool = False  # a stream that broke off after its status line
     error_code: str = ""  # the error's code, or its type if it has none
     # Of an admitted request: completed, failed or interrupted; for metrics and traces.
@@ -77,6 +78,8 @@ class RequestLog:
             value = getattr(self, name)
             if value not in (None, ""):
                 line[name] = value
+        if self.replayed:
+            line["replayed"] = True
         if self.broken:
             line["broken"] = True
         emit(line)
@@ -85,6 +88,8 @@ class RequestLog:
     def _count(self, status: int) -> None:
         """Refused before it was admitted: the pipeline, which counts all others, did not see its end."""
         metrics.http_ended(routes.kind(self.path), status)
+        if self.replayed:
+            metrics.answer_replayed()
         if status >= 400 and status != LEFT and not self.outcome and self.method == "POST":
             endpoint = routes.inference(self.path)
             if endpoint is not None:

@@ -33,10 +33,10 @@ RULES_KNOWN = 50_000
 listeners: list[Callable[[], Awaitable[None]]] = []
 
 
-async def read(function: Callable[..., T], *args: object) -> T:
-    """Run a function that uses the ORM in the reader thread. A database that is away is a 503."""
+async def read(function: Callable[..., T], *args: object, thread: ThreadPoolExecutor = _reader) -> T:
+    """Run a function that uses the ORM in the reader thread, or another. A database that is away is a 503."""
     try:
-        return await asyncio.get_running_loop().run_in_executor(_reader, _with_connection, function, args)
+        return await asyncio.get_running_loop().run_in_executor(thread, _with_connection, function, args)
     except (OperationalError, InterfaceError) as exc:
         raise Unavailable("The service is temporarily unavailable.", retry_after=2) from exc
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -114,6 +117,56 @@ def test_nor_does_the_node_package(quiet: Shop, node: Callable[..., Any]) -> Non
     assert said["streamed"] == {"text": "w0 w1 w2 ", "finish": "stop", "usage": 3, "role": "assistant"}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_line_that_is_cut_when_it_is_idle_stays_alive(quiet: Shop, stream: bool) -> None:
+    script = Answer(delay=4.0)
+    quiet.serve(script, script)  # asked for a stream, it answers whole
+    with IdleProxy(quiet.server.port, idle_seconds=1.5) as port:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        question = {"model": "acme-chat", "messages": HELLO, "stream": stream}
+        headers = {"Authorization": f"Bearer {quiet.secret}"}
+        answer = requests.post(url, json=question, headers=headers, timeout=30)
+        assert answer.text.endswith("data: [DONE]\n\n") if stream else answer.json()["choices"]
+        with pytest.raises(requests.ConnectionError):  # what would happen else
+            requests.post(url, json=question, headers={**headers, "X-Counterfoil-Keep-Alive": "off"}, timeout=30)
+
+
+class IdleProxy:
+    """A load balancer that closes a connection on which nothing moves."""
+
+    def __init__(self, port: int, idle_seconds: float) -> None:
+        self.target, self.idle_seconds = port, idle_seconds
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> int:
+        self.thread.start()
+        return int(self.listener.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join(10)
+        self.listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(("127.0.0.1", self.target)) as server:
+                self._pass(client, server)
+
+    def _pass(self, client: socket.socket, server: socket.socket) -> None:
+        other = {client: server, server: client}
+        while ready := select.select([client, server], [], [], self.idle_seconds)[0]:
+            for side in ready:
+                data = side.recv(65_536)
+                if not data:
+                    return
+                other[side].sendall(data)
+
+
 def test_an_error_that_comes_late_is_still_an_error(quiet: Shop, patient: openai.OpenAI) -> None:
     quiet.serve(late(0.5, error(400, "No such tool.")))
     response = ask(quiet, user="late stream")
@@ -131,6 +184,12 @@ def test_an_error_that_comes_late_is_still_an_error(quiet: Shop, patient: openai
         patient.chat.completions.create(model="acme-chat", messages=HELLO)
     lines = [line for line in quiet.server.request_lines() if line.get("broken")]
     assert [line["status"] for line in lines[-3:]] == [200] * 3
+
+
+def test_the_node_package_does_not_take_it_for_an_answer(quiet: Shop, node: Callable[..., Any]) -> None:
+    quiet.serve(late(0.8, error(400, "No such tool.")), late(0.5, error(400, "No such tool.")))
+    said = node("openai_client.mjs", PARTS="lost broken", BASE_URL=quiet.base_url)
+    assert (said["lost"]["kind"], said["broken"]["kind"]) == ("TypeError", "APIError")  # "terminated"
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -16,6 +16,7 @@ from gateway.ledger.models import UsageRecord
 from gateway.upstreams import addresses
 from tests.upstream import Upstream
 from tests.upstream_scripts import Answer, error
+from tests.upstreams.fakes.spoken import FAKES, MODELS
 
 SECRET = "sk-of-the-provider"
 
@@ -168,3 +169,18 @@ def test_it_asks_for_a_prompt(browser: Client, deployment: Deployment, upstream:
     assert "Say hello in one short sentence." in text_of(
         browser.get(f"/admin/catalogue/deployment/{deployment.pk}/test/")
     )
+
+
+@pytest.mark.parametrize("protocol", ["azure", "anthropic", "gemini"])
+def test_it_tries_every_protocol(browser: Client, deployment: Deployment, protocol: str) -> None:
+    with FAKES[protocol]() as fake:
+        provider, secret = deployment.provider, fake.key
+        provider.protocol, provider.base_url, provider.credential = protocol, fake.url, secret
+        provider.save()
+        Deployment.objects.update(upstream_model=MODELS[protocol])
+        assert "It answers and lists" in connect(browser, deployment)
+        page = send(browser, deployment)
+        assert "Hello there." in page and secret not in page
+        provider.credential = "wrong"
+        provider.save()
+        assert "refused the credential" in connect(browser, deployment)

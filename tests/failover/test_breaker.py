@@ -80,14 +80,13 @@ def test_it_opens_at_the_fifth_failure_in_a_row() -> None:
     assert breaker.reason == "5 failures in a row, the last: cut"
 
 
-def test_it_opens_when_half_of_twenty_fail() -> None:
+def test_it_opens_when_more_than_half_of_twenty_fail() -> None:
     breaker = Breaker()
-    for _ in range(9):
+    for _ in range(10):
         breaker.succeeded(1.0)
         assert not breaker.failed(1.0, "timeout")
-    breaker.succeeded(1.0)
     assert breaker.failed(1.0, "timeout")
-    assert "10 of 20 requests failed in 30 s" in breaker.reason
+    assert "11 of 21 requests failed in 30 s" in breaker.reason
 
 
 def test_it_waits_twice_as_long_after_each_probe_that_fails() -> None:

@@ -89,15 +89,18 @@ class Shop:
 
     def records(self, count: int = 1) -> list[Row]:
         """This test's, oldest first, once there are so many. A client that left is booked a moment later."""
-        statement = "SELECT * FROM ledger_usagerecord WHERE end_user = %s ORDER BY request_id"
         rows: list[Row] = []
         for _ in range(500):
-            rows = self.house.query(statement, [self.user])
+            rows = self.records_so_far()
             if len(rows) >= count:
                 break
             time.sleep(0.02)
         assert len(rows) == count
         return rows
+
+    def records_so_far(self) -> list[Row]:
+        statement = "SELECT * FROM ledger_usagerecord WHERE end_user = %s ORDER BY request_id"
+        return self.house.query(statement, [self.user])
 
     def kept(self, state: str = "kept") -> Row:
         """The row of this test's newest request, once it is in this state."""
@@ -109,10 +112,19 @@ class Shop:
             time.sleep(0.02)
         raise AssertionError(f"not {state}: {rows}")
 
-    def until_gone(self) -> None:
-        """No row is of a request that runs."""
+    def under_way(self, served: Callable[[], list[Served]]) -> Row:
+        """The row of the request that the provider is answering now."""
         for _ in range(500):
-            if not self.house.query("SELECT FROM replies_keptreply WHERE state = 'running'"):
+            if served():
+                return self.kept("running")
+            time.sleep(0.02)
+        raise AssertionError("the provider was not asked")
+
+    def until_gone(self) -> None:
+        """The newest row is not of a request that runs."""
+        for _ in range(500):
+            rows = self.house.query("SELECT state FROM replies_keptreply ORDER BY id DESC LIMIT 1")
+            if not rows or rows[0]["state"] != "running":
                 return
             time.sleep(0.02)
         raise AssertionError("a request still runs")

@@ -47,7 +47,8 @@ async def keep_alive(request: HttpRequest, kind: str, before: float) -> None:
         silence.begin(stream=kind == "stream", headers=lambda: known)
     seen["kept"] += 1
     try:
-        await asyncio.sleep(before)
+        if before:
+            await asyncio.sleep(before)
     except asyncio.CancelledError:
         seen["cancelled"] += 1
         raise

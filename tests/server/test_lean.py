@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.server.raw import CHAT, Connection, Response, ask
@@ -128,7 +130,10 @@ def test_it_logs_one_line_for_each_request_and_no_secret(stub: RunningServer, pa
         Cookie="sessionid=hunter2",
         X_Client_Request_Id="mine-1",
     )
-    lines = stub.request_lines()[before:]
+    for _ in range(500):  # it is written after the answer
+        if lines := stub.request_lines()[before:]:
+            break
+        time.sleep(0.01)
     assert len(lines) == 1
     (line,) = lines
     assert line["method"] == "POST"

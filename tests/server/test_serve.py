@@ -14,7 +14,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests.server.conftest import STUB, until
-from tests.server.raw import Connection, ask
+from tests.server.raw import CHAT, Connection, ask
 from tests.servers import ROOT, RunningServer, running_server, server_environment
 
 SERVE = ("manage.py", "serve", "--workers", "2")
@@ -68,6 +68,17 @@ def test_the_master_stays_small(served: RunningServer) -> None:
     figures = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
     assert int(figures["VmRSS"].split()[0]) < 40_000
     assert figures["Threads"] == "1"
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100001", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_too_long_is_refused(served: RunningServer, framing: str) -> None:
+    with Connection(served) as connection:
+        connection.send(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode())
+        if "chunked" in framing:
+            connection.send(b"186a1\r\n" + b"x" * 100_001)
+        response = connection.read()
+        assert (response.status, response.error["type"]) == (413, "server_error")
+        assert "Maximum content size limit (100000) exceeded" in response.error["message"]
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_other_answers(served: RunningServer) -> None:

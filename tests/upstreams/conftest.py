@@ -10,6 +10,8 @@ from gateway.upstreams import addresses
 from gateway.upstreams.base import Face, Stream, Target
 from gateway.upstreams.openai import OpenAIAdapter
 from tests.upstream import Upstream
+from tests.upstreams.fakes.fake import Fake
+from tests.upstreams.fakes.spoken import Spoken, running_fakes
 
 FACE = Face("chatcmpl-ours", 1_800_000_000, "acme-chat")
 REQUEST: dict[str, Any] = {"model": "acme-chat", "messages": [{"role": "user", "content": "say hello to me"}]}
@@ -62,6 +64,26 @@ def target(upstream: Upstream) -> Callable[..., Target]:
         return Target(**facts | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fakes() -> Iterator[dict[str, Fake]]:
+    with running_fakes() as fakes:
+        yield fakes
+
+
+@pytest.fixture
+async def speak(fakes: dict[str, Fake]) -> AsyncIterator[Callable[[str], Spoken]]:
+    """speak("anthropic"): its adapter, in front of a fake of its provider."""
+    spoken: dict[str, Spoken] = {}
+
+    def begin(protocol: str) -> Spoken:
+        fakes[protocol].reset()
+        return spoken.setdefault(protocol, Spoken(protocol, fakes[protocol]))
+
+    yield begin
+    for one in spoken.values():
+        await one.adapter.close()
 
 
 async def collect(stream: Stream) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def test_adapters_are_one_per_protocol_and_loop() -> None:
     (first, second), (other, _) = asyncio.run(pair()), asyncio.run(pair())
     assert first is second
     assert first is not other
-    assert registry.known_protocols() == ("openai", "echo")
+    assert registry.known_protocols() == ("openai", "azure", "anthropic", "gemini", "echo")
 
 
 async def test_an_unknown_protocol_is_a_key_error() -> None:

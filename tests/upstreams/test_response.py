@@ -71,17 +71,18 @@ async def test_what_is_sent(client: Client) -> None:
             writer.write(OK)
 
     async with serving(talk) as target:
+        headers = (("Authorization", "Bearer sk-x"), ("x-version", "7"))
         for body in (b"{}", LARGE):
-            assert await (await client.post(target, "/chat", body)).read_all() == b"{}"
-        assert await (await client.get(target, "/models")).read_all() == b"{}"
+            assert await (await client.post(target, "/chat", body, headers=headers)).read_all() == b"{}"
+        assert await (await client.get(target, "/models?limit=7", headers=headers)).read_all() == b"{}"
     assert [head.split(b"\r\n")[0] for head, _ in seen] == [
         b"POST /v1/chat HTTP/1.1",
         b"POST /v1/chat HTTP/1.1",
-        b"GET /v1/models HTTP/1.1",
+        b"GET /v1/models?limit=7 HTTP/1.1",
     ]
     assert [body for _, body in seen] == [b"{}", LARGE, b""]
     lines = seen[0][0].split(b"\r\n")
-    assert b"Authorization: Bearer sk-x" in lines and b"Host: 127.0.0.1:" in lines[1]
+    assert {b"Authorization: Bearer sk-x", b"x-version: 7"} < set(lines) and b"Host: 127.0.0.1:" in lines[1]
 
 
 async def test_interim_answers_are_passed_over(client: Client) -> None:

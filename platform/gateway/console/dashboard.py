@@ -14,6 +14,7 @@ from gateway.billing.models import RollupState, UsageHour
 from gateway.catalogue.models import Deployment, Price, Provider
 from gateway.catalogue.pricing import NANO, format_amount
 from gateway.console.navigation import open_work
+from gateway.failover.standings import out_of_rotation
 from gateway.ledger.models import DriftCheck, DriftFinding
 from tenants.models import APIKey, Tenant
 
@@ -45,6 +46,7 @@ def today(request: HttpRequest, now: datetime | None = None) -> dict[str, Any]:
         "top_models": _top(hours, "model"),
         "open_work": open_work(),
         "drift": _drift(now),
+        "unwell": out_of_rotation(now)[:10] if request.user.has_perm("failover.view_deploymenthealth") else [],
         "next_steps": _next_steps(),
     }
 

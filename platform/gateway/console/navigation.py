@@ -23,6 +23,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             ("catalogue.Provider", "dns"),
             ("catalogue.Model", "neurology"),
             ("catalogue.Deployment", "account_tree"),
+            ("failover.DeploymentHealth", "monitor_heart"),
             ("catalogue.Price", "sell"),
         ),
     ),
@@ -40,6 +41,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Books",
         (
             ("ledger.UsageRecord", "receipt_long"),
+            ("ledger.Attempt", "alt_route"),
             ("ledger.Adjustment", "edit_note"),
             ("ledger.WorkItem", "assignment_late"),
             ("ledger.DeadLetter", "mark_email_unread"),
@@ -49,8 +51,10 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Operations",
         (
             ("ledger.Hold", "pending"),
+            ("ledger.Gate", "traffic"),
             ("ledger.Process", "memory"),
             ("ledger.Counter", "pin"),
+            ("failover.HealthEvent", "timeline"),
             ("ledger.DriftFinding", "difference"),
             ("replies.KeptReply", "replay"),
             ("limits.LimitWarning", "notification_important"),
@@ -63,7 +67,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (("auth.User", "person"), ("auth.Group", "group")),
     ),
 )
-TITLES = {"ledger.WorkItem": "Work queue", "ledger.Process": "Processes"}
+TITLES = {"ledger.WorkItem": "Work queue", "ledger.Process": "Processes", "ledger.Gate": "Deployment limits"}
 MORE_ICON = "table_rows"
 
 

@@ -116,6 +116,7 @@ def _target(provider: Provider, deployment: Deployment | None = None) -> Target:
         upstream_model=deployment.upstream_model if deployment else "",
         connect_timeout_s=provider.connect_timeout_s,
         read_timeout_s=min(provider.read_timeout_s, LONGEST_SECONDS),
+        api_version=provider.api_version,
     )
 
 

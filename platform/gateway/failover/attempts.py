@@ -87,9 +87,10 @@ class Trip:
         load = loads[leg.deployment_id]
         if fault.again or fault.blame:
             load.failed()
-        if fault.blame:
+        first_time = leg.deployment_id not in self._faults  # one request is one witness, however often it tries
+        if fault.blame and (first_time or self._probe):
             board.failed(leg.deployment_id, fault.blame, probe=self._probe)
-        elif self._probe and fault.again:
+        elif self._probe and fault.again and not fault.blame:
             board.abandoned(leg.deployment_id)
         elif self._probe:  # it says no to this client, and so is well
             board.succeeded(leg.deployment_id, probe=True)
@@ -99,8 +100,9 @@ class Trip:
         self._faults[leg.deployment_id] = fault
 
     @property
-    def running(self) -> bool:
-        return self._leg is not None
+    def abandoned(self) -> bool:
+        """A provider was being asked when the client left."""
+        return bool(self.done) and self.done[-1].outcome == "client_left"
 
     def left(self) -> None:
         """The client has gone, before the first byte."""

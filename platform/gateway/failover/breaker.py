@@ -1,6 +1,6 @@
 """When a deployment is called and when it is left alone. No I/O and no clock: `now` is given, in seconds that grow.
 
-    closed     called. FAILURES in a row open it at once, and so does an error rate of RATE or more among RESULTS
+    closed     called. FAILURES in a row open it at once, and so does an error rate above RATE among RESULTS
                or more of the last WINDOW_S seconds.
     open       left alone, for FIRST_OPEN_S; twice as long with each probe that fails, up to LONGEST_OPEN_S.
     half-open  one request may try it, if it claims the probe: a success closes (and forgets), a failure opens again.
@@ -73,7 +73,7 @@ class Results:
         if self.in_a_row >= FAILURES:
             return f"{self.in_a_row} failures in a row"
         total = self.good + self.bad
-        if total >= RESULTS and self.bad >= RATE * total:
+        if total >= RESULTS and self.bad > RATE * total:
             return f"{self.bad} of {total} requests failed in {WINDOW_S} s"
         return ""
 

@@ -61,20 +61,21 @@ async def ask(target: Target) -> Outcome:
     """One question, within TIMEOUT_S."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            status = (await list_models(target)).status
+            listing = await list_models(target)
     except (TimeoutError, UpstreamTimeout):
         return Outcome(False, "it did not answer in time")
     except GatewayError:
         return Outcome(False, "it could not be reached")
-    if status < 400:
-        return Outcome(True, f"status {status}")
+    status = listing.status
     if status in (401, 403):
         return Outcome(False, f"it refused the credential (status {status})")
     if status >= 500:
         return Outcome(False, f"status {status}")
     if status in (404, 405):
         return Outcome(True, f"it answers, but does not list its models (status {status})")
-    return Outcome(None, f"status {status}")
+    if listing.models:
+        return Outcome(True, f"it lists its models ({len(listing.models)})")
+    return Outcome(None, f"it was reached, but its answer is no list of models (status {status})")
 
 
 def _target(provider: Provider) -> Target:

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from gateway.catalogue.models import Deployment
 from gateway.failover.models import Circuit, HealthEvent
+from gateway.failover.standings import state_of
 
 _FORGOTTEN = {
     "state": Circuit.State.CLOSED,
@@ -53,22 +54,6 @@ def forget_failures(*, deployment: Deployment, by: AbstractBaseUser, reason: str
         if state_of(circuit) == HealthEvent.State.CLOSED:
             raise ValidationError(f"{deployment} is in rotation already.")
         return _reset(circuit, by, reason)
-
-
-def state_of(circuit: Circuit | None) -> HealthEvent.State:
-    """What the request path makes of it now."""
-    now = timezone.now()
-    if circuit is None:
-        return HealthEvent.State.CLOSED
-    if circuit.forced:
-        return HealthEvent.State.OUT if circuit.forced == Circuit.Forced.OPEN else HealthEvent.State.ALWAYS
-    if circuit.resting_until is not None and now < circuit.resting_until:
-        return HealthEvent.State.RESTING
-    if circuit.state == Circuit.State.CLOSED:
-        return HealthEvent.State.CLOSED
-    if circuit.open_until is not None and now < circuit.open_until:
-        return HealthEvent.State.OPEN
-    return HealthEvent.State.HALF_OPEN
 
 
 def _force(

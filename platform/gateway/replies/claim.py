@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable
 
 from gateway.errors import Unavailable
-from gateway.replies import claims, running
+from gateway.replies import claims, running, thread
 from gateway.replies.claims import Asked
-from gateway.snapshots import read
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Claim:
     async def _did(self, verb: Callable[..., object], facts: tuple[object, ...]) -> bool:
         """False: the database is away."""
         try:
-            await read(verb, self._id, self._asked, *facts)
+            await thread.run(verb, self._id, self._asked, *facts)
         except Unavailable:
             log.warning("The database is away: the answer to request %s waits", self._asked.request_id)
             return False

@@ -20,7 +20,7 @@ from gateway import pipeline, routing, snapshots
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.ledger import desk
 from gateway.pipeline import Call
-from gateway.replies import claims, production, running
+from gateway.replies import claims, production, running, thread
 from gateway.replies.claim import Claim
 from gateway.replies.claims import Asked, Finding, Found
 from tenants import keys
@@ -119,7 +119,7 @@ def _asked(call: Call, key: str) -> Asked:
 
 async def _take(asked: Asked) -> Found:
     """A client that leaves while its claim is made must not leave the claim behind."""
-    taking = running.start(pipeline.read(claims.take, asked))
+    taking = running.start(thread.run(claims.take, asked))
     try:
         return await asyncio.shield(taking)
     except asyncio.CancelledError:

@@ -236,7 +236,7 @@ class Channel(http.HTTPChannel):
 
     def idle_for(self, now: float) -> float:
         """Seconds since it did anything; 0 while it does something."""
-        return 0.0 if self.requests or self.head_started or self.refused else now - self.active
+        return 0.0 if self.requests or self.head_started or self.refused else max(now - self.active, 0.0)
 
     def check_time(self, now: float) -> None:
         """Close a connection that is idle, too slow to send, or that reads nothing at all."""
@@ -267,12 +267,17 @@ class Channel(http.HTTPChannel):
 
     def drain(self) -> None:
         """Take what has arrived already; `leave` follows."""
-        if not self.busy and not self.transport.disconnecting:
-            self.transport.doRead()
+        self._read_what_is_there()
         self.active = time.monotonic()
         self.draining = True
 
     def leave(self, now: float) -> None:
         """Close if nothing runs. A client that asks again meanwhile is answered, and told to go elsewhere."""
         if self.idle_for(now) > LEAVE_SECONDS:
-            self.loseConnection()
+            self._read_what_is_there()  # a busy process may not have come to it yet
+            if self.idle_for(now):
+                self.loseConnection()
+
+    def _read_what_is_there(self) -> None:
+        if not self.busy and not self.transport.disconnecting:
+            self.transport.doRead()

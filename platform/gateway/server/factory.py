@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gateway.server.port import Port
 
 SWEEP_SECONDS = 5.0
+A_FEW = 4
+LOOKING_COSTS = 20  # of the time at most one part for looking through all connections
 IDLE_ENOUGH_SECONDS = 0.5  # not one that has just been answered: its client may be asking again
 
 
@@ -27,7 +29,7 @@ class Factory(http.HTTPFactory):
         self.loop = loop
         self.most = most
         self.port: Port | None = None
-        self._made_room_at = 0.0
+        self._make_room_at = 0.0
         self.channels: set[Channel] = set()
         self.lines: dict[bytes, tuple[bytes, bytes]] = {}  # header lines seen before, parsed
 
@@ -59,15 +61,16 @@ class Factory(http.HTTPFactory):
         return False
 
     def make_room(self) -> None:
-        """Close one in a hundred, of those that have been idle for longest."""
+        """Close one in a hundred (at least a few), of those that have been idle for longest."""
         now = time.monotonic()
-        if now - self._made_room_at < IDLE_ENOUGH_SECONDS / 2:
+        if now < self._make_room_at:
             return
-        self._made_room_at = now
         idle = [channel for channel in self.channels if channel.idle_for(now) > IDLE_ENOUGH_SECONDS]
         idle.sort(key=lambda channel: channel.active)
-        for channel in idle[: max(1, self.most // 100)]:
+        for channel in idle[: max(A_FEW, self.most // 100)]:
             channel.loseConnection()
+        ended = time.monotonic()
+        self._make_room_at = ended + (ended - now) * LOOKING_COSTS
 
     def forget(self, channel: Channel) -> None:
         self.channels.discard(channel)

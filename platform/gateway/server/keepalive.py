@@ -32,11 +32,23 @@ Say = Callable[[bytes], Coroutine[None, None, None]]
 class KeepAlive:
     """Of one request. The server makes it and closes it, the view begins it, once it knows what was asked for."""
 
-    __slots__ = ("_again", "_headers", "_loop", "_say", "_silence", "_speaking", "_timer", "quiet_since", "stream")
+    __slots__ = (
+        "_again",
+        "_framed",
+        "_headers",
+        "_loop",
+        "_say",
+        "_silence",
+        "_speaking",
+        "_timer",
+        "quiet_since",
+        "stream",
+    )
 
-    def __init__(self, say: Say | None) -> None:
-        """`say` sends a filler, and the head before it if that is due. None: nothing is to be said."""
-        self._say = say
+    def __init__(self, say: Say | None, *, framed: bool = True) -> None:
+        """`say` sends a filler, and the head before it if that is due; None: nothing is to be said. `framed`: the
+        client can tell a broken body from a whole one. HTTP/1.0's cannot, and would take an error for an answer."""
+        self._say, self._framed = say, framed
         self._timer: asyncio.TimerHandle | None = None
         self._speaking: asyncio.Task[None] | None = None
         self.stream = True
@@ -46,7 +58,7 @@ class KeepAlive:
         """Speak after a silence, counted from now. `headers` gives those of the response that are known by then."""
         self.stream = stream
         self._silence = settings.SSE_KEEP_ALIVE_SECONDS if stream else settings.WHOLE_KEEP_ALIVE_SECONDS
-        if self._say is None or not self._silence:
+        if self._say is None or not self._silence or not (stream or self._framed):
             return
         self._again = self._silence if stream else min(self._silence, AGAIN_SECONDS)
         self._headers = headers

@@ -81,7 +81,8 @@ class Lean:
         self.started = False  # the status line is out
 
     async def run(self) -> None:
-        self.keep_alive = KeepAlive(self._say if wanted(self.scope, self.headers) else None)
+        say = self._say if wanted(self.scope, self.headers) else None
+        self.keep_alive = KeepAlive(say, framed=self.scope.get("http_version") != "1.0")
         try:
             body = await self._body()
             if body is not None:

@@ -23,7 +23,7 @@ logger = logging.getLogger("gateway.server")
 
 AT_ONCE = 8  # accepted in one turn of the loop
 MOST_AT_THE_END = 2048
-RETRY_SECONDS = 0.5  # after an error that another moment may cure
+RETRY_SECONDS = 0.1  # after an error that another moment may cure
 SAY_EVERY_SECONDS = 60
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 

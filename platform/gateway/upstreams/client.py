@@ -31,6 +31,8 @@ KEEP_ALIVE_S = 4.0
 # next request in a way that cannot be repeated safely; after this time its goodbye has arrived.
 STREAM_GRACE_S = 0.05
 
+Headers = tuple[tuple[str, str], ...]
+
 UNSAFE = frozenset("\r\n\0")
 HEADERS = (
     "Content-Type: application/json",
@@ -69,20 +71,27 @@ class Client:
         # What aiohttp's pools want to see of a request: where it goes.
         self._destinations: dict[URL, aiohttp.ClientRequest] = {}
 
-    async def post(self, target: Target, path: str, body: bytes, *, stream: bool = False) -> Response:
-        """Send JSON; returns once the headers are there. Raises UpstreamError or UpstreamTimeout."""
-        return await self._send("POST", target, path, body, stream=stream)
+    async def post(
+        self, target: Target, path: str, body: bytes, *, headers: Headers = (), stream: bool = False
+    ) -> Response:
+        """Send JSON; returns once the headers are there. Raises UpstreamError or UpstreamTimeout.
 
-    async def get(self, target: Target, path: str) -> Response:
+        `path` begins where the base URL ends and may have a query; `headers` are the protocol's own.
+        """
+        return await self._send("POST", target, path, body, headers, stream=stream)
+
+    async def get(self, target: Target, path: str, *, headers: Headers = ()) -> Response:
         """As `post`, without a body."""
-        return await self._send("GET", target, path, b"")
+        return await self._send("GET", target, path, b"", headers)
 
-    async def _send(self, method: str, target: Target, path: str, body: bytes, *, stream: bool = False) -> Response:
+    async def _send(
+        self, method: str, target: Target, path: str, body: bytes, headers: Headers, *, stream: bool = False
+    ) -> Response:
         total, limit = target.total_timeout_s, target.connect_timeout_s
         deadline = math.inf if total is None else asyncio.get_running_loop().time() + total
         try:
             url = _endpoint(target.base_url, path, addresses.rules())
-            head = _head(method, url, target.credential) + _trail()
+            head = _head(method, url, headers) + _trail()
             if method == "POST":
                 head += b"Content-Length: %d\r\n\r\n" % len(body)
             else:
@@ -138,11 +147,11 @@ def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
 
 
 @lru_cache(maxsize=1024)
-def _head(method: str, url: URL, credential: str) -> bytes:
+def _head(method: str, url: URL, headers: Headers) -> bytes:
     """The request's head but for its length. Raises ValueError for a credential that no header can hold."""
-    if not UNSAFE.isdisjoint(credential):
-        raise ValueError("the credential holds a line break or a NUL")
     lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"Host: {url.host_port_subcomponent}", *HEADERS]
-    if credential:
-        lines.append(f"Authorization: Bearer {credential}")
+    for name, value in headers:
+        if not UNSAFE.isdisjoint(value):
+            raise ValueError(f"the value of {name} holds a line break or a NUL")
+        lines.append(f"{name}: {value}")
     return "".join(f"{line}\r\n" for line in lines).encode()

@@ -34,7 +34,8 @@ from gateway.upstreams.scrub import SECRET, scrub
 log = logging.getLogger("gateway.upstreams")
 
 CONTEXT_TOO_LONG = re.compile(
-    r"maximum context length|context[ _](?:window|size|length)|too many (?:input )?tokens|prompt is too long",
+    r"maximum context length|context[ _](?:window|size|length)|too many (?:input )?tokens|prompt is too long"
+    r"|exceeds the maximum number of tokens",
     re.IGNORECASE,
 )
 NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL, AddressRefused)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.upstreams.adapter import HTTPAdapter
 from gateway.upstreams.base import Target
-from gateway.upstreams.client import Client
 from gateway.upstreams.jsontext import loads
+from gateway.upstreams.registry import ADAPTERS
 
 LARGEST_LIST = 8 * 2**20
 
@@ -19,20 +20,22 @@ class Listing:
 
 
 async def list_models(target: Target) -> Listing:
-    """GET {base_url}/models. Raises UpstreamError or UpstreamTimeout if no answer came."""
-    client = Client()
+    """GET the list where the protocol has it. Raises UpstreamError or UpstreamTimeout if no answer came, and
+    KeyError or TypeError for a protocol that is not called over HTTP."""
+    adapter = ADAPTERS[target.protocol]()
+    if not isinstance(adapter, HTTPAdapter):
+        raise TypeError(f"{target.protocol} is not called over HTTP")
     try:
-        response = await client.get(target, "/models")
+        response = await adapter.get_models(target)
         body = await response.read_all(LARGEST_LIST)
     finally:
-        await client.close()
+        await adapter.close()
     try:
         said = loads(body)
     except ValueError:
         said = None
-    found = said.get("data") if isinstance(said, dict) else None
-    models = [item.get("id") for item in found if isinstance(item, dict)] if isinstance(found, list) else []
     beginning = body[:300].decode(errors="replace")
     if target.credential:
         beginning = beginning.replace(target.credential, "***")
-    return Listing(response.status, tuple(name for name in models if isinstance(name, str)), beginning)
+    status = adapter.status_of(response.status, body)
+    return Listing(status, tuple(adapter.model_names(said)), beginning)

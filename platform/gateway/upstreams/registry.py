@@ -6,12 +6,18 @@ import asyncio
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
+from gateway.upstreams.anthropic import AnthropicAdapter
+from gateway.upstreams.azure import AzureAdapter
 from gateway.upstreams.base import Adapter
 from gateway.upstreams.echo import EchoAdapter
+from gateway.upstreams.gemini import GeminiAdapter
 from gateway.upstreams.openai import OpenAIAdapter
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "openai": OpenAIAdapter,
+    "azure": AzureAdapter,
+    "anthropic": AnthropicAdapter,
+    "gemini": GeminiAdapter,
     "echo": EchoAdapter,
 }
 

@@ -15,6 +15,13 @@ TOP_LEVEL = {
     *("io", "localhost", "net", "org", "uk", "us", "xyz"),
 }
 
+# What the text of a protocol's one provider calls itself, wherever it is reached.
+BRANDS = {
+    "azure": ("Azure OpenAI", "Azure", "Microsoft"),
+    "anthropic": ("Anthropic", "Claude"),
+    "gemini": ("Gemini", "Google"),
+}
+
 # Every pattern begins where a word begins, so that a hostile text costs linear time.
 URL = re.compile(r"(?<![\w+.-])[a-z][a-z0-9+.-]{0,20}://[^\s\"'<>)\]]+", re.IGNORECASE)
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
@@ -46,7 +53,7 @@ def scrub(text: str, target: Target, public_model: str) -> str:
     text = IPV6.sub(lambda found: PROVIDER if _is_address(found[1]) else found[0], text)
     for pattern in (SECRET, IDENTIFIER):
         text = pattern.sub("***", text)
-    for brand in filter(None, (_brand(target.base_url), target.provider)):
+    for brand in filter(None, (*BRANDS.get(target.protocol, ()), _brand(target.base_url), target.provider)):
         text = re.sub(
             rf"(?<!\w){re.escape(brand)}(?!\w)",
             lambda found: PROVIDER if _is_name(found[0]) else found[0],

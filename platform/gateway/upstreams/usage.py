@@ -26,21 +26,21 @@ def parse_usage(raw: object) -> Usage | None:
     """OpenAI's `usage` object; None if it is not one that can be booked."""
     if not isinstance(raw, dict):
         return None
-    prompt, completion = _tokens(raw.get("prompt_tokens")), _tokens(raw.get("completion_tokens"))
+    prompt, completion = count_of(raw.get("prompt_tokens")), count_of(raw.get("completion_tokens"))
     if prompt is None or completion is None:
         return None
     before, after = _details(raw, "prompt_tokens_details"), _details(raw, "completion_tokens_details")
-    reasoning = _first(after.get("reasoning_tokens"), raw.get("reasoning_tokens"))
-    total = _tokens(raw.get("total_tokens"))
+    reasoning = first_count(after.get("reasoning_tokens"), raw.get("reasoning_tokens"))
+    total = count_of(raw.get("total_tokens"))
     if total is not None and total > prompt + completion:
         # Some (Gemini, Grok) count reasoning beside completion_tokens and only the total has it.
         extra = total - prompt - completion
         completion += extra
         reasoning = max(reasoning, extra)
     cached = min(
-        prompt, _first(before.get("cached_tokens"), raw.get("prompt_cache_hit_tokens"), raw.get("cached_tokens"))
+        prompt, first_count(before.get("cached_tokens"), raw.get("prompt_cache_hit_tokens"), raw.get("cached_tokens"))
     )
-    written = min(prompt - cached, _first(before.get("cache_write_tokens"), before.get("cache_creation_tokens")))
+    written = min(prompt - cached, first_count(before.get("cache_write_tokens"), before.get("cache_creation_tokens")))
     reasoning = min(completion, reasoning)
     return Usage(
         input_tokens=prompt - cached - written,
@@ -70,14 +70,15 @@ def usage_body(usage: Usage, raw: object = None) -> dict[str, Any]:
     }
 
 
-def _tokens(value: object) -> int | None:
+def count_of(value: object) -> int | None:
+    """A number of tokens; None for what is none."""
     return value if type(value) is int and 0 <= value <= LARGEST else None
 
 
-def _first(*values: object) -> int:
+def first_count(*values: object) -> int:
     """The first that is a count of tokens; 0 if none is."""
     for value in values:
-        if (tokens := _tokens(value)) is not None:
+        if (tokens := count_of(value)) is not None:
             return tokens
     return 0
 
@@ -88,4 +89,4 @@ def _details(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _kept(raw: dict[str, Any], name: str, known: tuple[str, ...]) -> dict[str, int]:
-    return {key: tokens for key, value in _details(raw, name).items() if key in known and (tokens := _tokens(value))}
+    return {key: tokens for key, value in _details(raw, name).items() if key in known and (tokens := count_of(value))}

@@ -78,6 +78,10 @@ async function errors() {
   };
 }
 
+async function lost() {
+  return await fault(client.chat.completions.create({ model: "acme-chat", messages }));
+}
+
 async function broken() {
   const stream = await client.chat.completions.create({ model: "acme-chat", messages, stream: true });
   let text = "";
@@ -111,7 +115,7 @@ async function models() {
   };
 }
 
-const parts = { whole, streamed, toolCalls, errors, broken, left, retried, models };
+const parts = { whole, streamed, toolCalls, errors, lost, broken, left, retried, models };
 const said = {};
 for (const name of process.env.PARTS.split(" ")) said[name] = await parts[name]();
 console.log(JSON.stringify(said));

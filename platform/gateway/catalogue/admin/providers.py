@@ -19,6 +19,11 @@ from tenants.admin.history import HistoryAdmin
 
 TIMEOUTS = ("connect_timeout_s", "first_byte_timeout_s", "read_timeout_s", "total_timeout_s")
 
+BASE_URLS = (
+    "OpenAI-compatible: https://host/v1. Azure OpenAI: https://NAME.openai.azure.com, or …/openai/v1. "
+    "Anthropic: https://api.anthropic.com/v1. Gemini: https://generativelanguage.googleapis.com/v1beta."
+)
+
 
 class ProviderForm(forms.ModelForm[Provider]):
     new_credential = forms.CharField(
@@ -35,6 +40,7 @@ class ProviderForm(forms.ModelForm[Provider]):
     class Meta:
         model = Provider
         fields = ["name", "protocol", "base_url", "api_version", *TIMEOUTS, "enabled"]
+        help_texts = {"base_url": BASE_URLS}
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}

@@ -1,0 +1,161 @@
+"""A request of OpenAI's in the words of Anthropic's Messages API (docs/protocols.md has the tables)."""
+
+from __future__ import annotations
+
+import re
+
+from gateway.upstreams import asked
+from gateway.upstreams.asked import Json, Tools, unsupported
+
+MAX_TOKENS = 4096  # required there; for requests and models that set none
+TRANSLATED = frozenset(
+    {
+        *("max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "tools", "tool_choice"),
+        *("parallel_tool_calls", "response_format", "reasoning_effort"),
+    }
+)
+# Tokens of thinking for models before 4.6; later ones take the word itself, and decide how much it is.
+BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 24576}
+LEAST_BUDGET = 1024
+MODEL = re.compile(r"claude-(?:[a-z]+-)?(\d+)(?:[-.](\d{1,2}))?(?!\d)")
+CALL_ID = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+def messages_request(model: str, request: Json) -> Json:
+    """The body but for `stream`. Raises InvalidRequest for what cannot be said."""
+    asked.check_parameters(request, TRANSLATED)
+    system, messages = _conversation(request["messages"])
+    tools = asked.read_tools(request)
+    thinking = _thinking(model, request, tools)
+    thinks = "thinking" in thinking and request["reasoning_effort"] != "none"
+    body: Json = {"model": model, "messages": messages, **_sampling(request, thinks=thinks)}
+    body |= thinking | _tools(tools)
+    if system:
+        body["system"] = system
+    if schema := _schema(request):
+        body["output_config"] = {**body.get("output_config", {}), "format": {"type": "json_schema", "schema": schema}}
+    if user := request.get("safety_identifier") or request.get("user"):
+        body["metadata"] = {"user_id": user}
+    return body
+
+
+def _conversation(messages: list[Json]) -> tuple[str, list[Json]]:
+    """(system prompt, turns): system messages go up from wherever they are, and neighbours of one role are one."""
+    system: list[str] = []
+    turns: list[Json] = []
+    for index, message in enumerate(messages):
+        path, role = f"messages[{index}]", message["role"]
+        if role in ("system", "developer"):
+            system.append(asked.plain_text(message, path))
+            continue
+        if role == "function":
+            raise unsupported(f"{path}.role", "Use 'tool'.", value=True)
+        role, blocks = ("assistant", _said(message, path)) if role == "assistant" else ("user", _user(message, path))
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    if not turns:
+        raise asked.no_turns()
+    return "\n\n".join(filter(None, system)), turns
+
+
+def _user(message: Json, path: str) -> list[Json]:
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": _call_id(message["tool_call_id"])}
+        text = asked.plain_text(message, path)
+        return [{**result, "content": text} if text else result]
+    return [_block(part, where) for part, where in asked.parts_of(message, path)]
+
+
+def _said(message: Json, path: str) -> list[Json]:
+    text = asked.assistant_text(message, path).rstrip()  # refused with blanks at its end
+    blocks: list[Json] = [{"type": "text", "text": text}] if text else []
+    for index, call in enumerate(message.get("tool_calls") or []):
+        given = asked.arguments_of(call, f"{path}.tool_calls[{index}]")
+        blocks.append(
+            {"type": "tool_use", "id": _call_id(call["id"]), "name": call["function"]["name"], "input": given}
+        )
+    return blocks
+
+
+def _block(part: Json, path: str) -> Json:
+    kind = part["type"]
+    if kind == "text":
+        return {"type": "text", "text": part["text"]}
+    if kind == "image_url":
+        url = part["image_url"]["url"]
+        if found := asked.data_url(url, f"{path}.image_url.url"):
+            return {"type": "image", "source": {"type": "base64", "media_type": found[0], "data": found[1]}}
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    if kind == "file":
+        media_type, data = asked.file_data(part, path)
+        return {"type": "document", "source": {"type": "base64", "media_type": media_type, "data": data}}
+    raise unsupported(f"{path}.type", f"'{kind}' is not.", value=True)
+
+
+def _call_id(text: str) -> str:
+    return CALL_ID.sub("_", text)
+
+
+def _sampling(request: Json, *, thinks: bool) -> Json:
+    """Defaults are left out: newer models refuse to be told even those, and thinking ones to be told any."""
+    body: Json = {"max_tokens": asked.cap_of(request) or MAX_TOKENS}
+    stops = asked.stops_of(request)
+    for name in ("temperature", "top_p"):
+        value = request.get(name)
+        if value is not None and value < 1 and not thinks:  # 1 is the most there; OpenAI's temperature goes to 2
+            body[name] = value
+    if any(not stop.strip() for stop in stops):
+        raise unsupported("stop", "A stop sequence must hold more than blanks.", value=True)
+    return body | ({"stop_sequences": stops} if stops else {})
+
+
+def _thinking(model: str, request: Json, tools: Tools) -> Json:
+    """What reasoning_effort becomes; {} where thinking cannot be. It is a part of max_tokens."""
+    effort, cap = request.get("reasoning_effort"), asked.cap_of(request)
+    if effort is None:
+        return {}
+    budget = BUDGETS.get(effort, 0)
+    room = {} if cap else {"max_tokens": MAX_TOKENS + budget}
+    found = MODEL.search(model)
+    if found and (int(found[1]), int(found[2] or 0)) >= (4, 6):
+        if effort == "none":
+            return {"thinking": {"type": "disabled"}}
+        thinking = {"type": "adaptive", "display": "summarized"}
+        return room | {"thinking": thinking, "output_config": {"effort": "low" if effort == "minimal" else effort}}
+    # Refused with a forced tool, and after calls whose own thinking is not sent back (clients do not keep it).
+    if not budget or tools.forced or request["messages"][-1]["role"] == "tool" or (cap and cap <= LEAST_BUDGET):
+        return {}
+    if cap:
+        budget = min(budget, max(LEAST_BUDGET, cap // 2))
+    return room | {"thinking": {"type": "enabled", "budget_tokens": budget}}
+
+
+def _tools(tools: Tools) -> Json:
+    if not tools.functions:
+        return {}
+    body: Json = {"tools": [_tool(function) for function in tools.functions]}
+    choice: Json = {"type": {"auto": "auto", "none": "none", "required": "any"}[tools.mode]}
+    if tools.name:
+        choice = {"type": "tool", "name": tools.name}
+    if not tools.parallel and tools.mode != "none":
+        choice["disable_parallel_tool_use"] = True
+    return body if choice == {"type": "auto"} else body | {"tool_choice": choice}
+
+
+def _tool(function: Json) -> Json:
+    schema = function.get("parameters") or {}
+    tool = {"name": function["name"], "input_schema": {"type": "object", **schema}}
+    if description := function.get("description"):
+        tool["description"] = description
+    return tool | ({"strict": True} if function.get("strict") else {})
+
+
+def _schema(request: Json) -> Json | None:
+    kind, schema = asked.read_format(request)
+    if kind == "json_object":
+        raise unsupported("response_format", "Use 'json_schema' in place of 'json_object'.", value=True)
+    if kind == "json_schema" and not schema:
+        raise unsupported("response_format.json_schema", "It must have a schema.", value=True)
+    return schema

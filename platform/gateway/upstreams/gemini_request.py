@@ -1,0 +1,167 @@
+"""A request of OpenAI's in the words of Gemini's generateContent (docs/protocols.md has the tables)."""
+
+from __future__ import annotations
+
+import re
+from mimetypes import guess_type
+from urllib.parse import urlsplit
+
+from gateway.upstreams import asked
+from gateway.upstreams.asked import Json, Tools, unsupported
+from gateway.upstreams.jsontext import loads
+
+GENERATION = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "n": "candidateCount",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+    "seed": "seed",
+}
+TRANSLATED = frozenset(
+    {
+        *GENERATION,
+        *("max_tokens", "max_completion_tokens", "stop", "tools", "tool_choice", "parallel_tool_calls"),
+        *("response_format", "reasoning_effort"),
+    }
+)
+# Models before 3 take a number of tokens (Google's own table), later ones a word.
+BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
+LEVELS = {"none": "minimal", "xhigh": "high", "max": "high"}
+MODEL = re.compile(r"gemini-(\d+)")
+INT32 = 2**31
+# Gemini 3 wants each step's first call back with the signature that came with it. No client of OpenAI's keeps
+# such a thing; this is the one that Google documents for conversations from elsewhere.
+FOREIGN = "skip_thought_signature_validator"
+
+
+def generate_request(model: str, request: Json) -> Json:
+    """Raises InvalidRequest for what cannot be said."""
+    asked.check_parameters(request, TRANSLATED)
+    found = MODEL.search(model)
+    major = int(found[1]) if found else 0
+    system, contents = _conversation(request["messages"], signed=major >= 3)
+    body: Json = {"contents": contents, **_tools(asked.read_tools(request))}
+    if system:
+        body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
+    if config := _config(request) | _thinking(major, request):
+        body["generationConfig"] = config
+    return body
+
+
+def _conversation(messages: list[Json], *, signed: bool) -> tuple[list[str], list[Json]]:
+    """(system texts, contents). The answers to calls made together belong into one content."""
+    system: list[str] = []
+    contents: list[Json] = []
+    names: dict[str, str] = {}  # of functions, by call id
+    before = ""
+    for index, message in enumerate(messages):
+        path, role = f"messages[{index}]", message["role"]
+        if role in ("system", "developer"):
+            system.append(asked.plain_text(message, path))
+            continue
+        if role == "function":
+            raise unsupported(f"{path}.role", "Use 'tool'.", value=True)
+        if role == "assistant":
+            parts = _said(message, path, names, signed=signed)
+        elif role == "tool":
+            parts = [_result(message, path, names)]
+        else:
+            parts = [_part(part, where) for part, where in asked.parts_of(message, path)]
+        if parts and role == before:
+            contents[-1]["parts"] += parts
+        elif parts:
+            contents.append({"role": "model" if role == "assistant" else "user", "parts": parts})
+            before = role
+    if not contents:
+        raise asked.no_turns()
+    return [text for text in system if text], contents
+
+
+def _said(message: Json, path: str, names: dict[str, str], *, signed: bool) -> list[Json]:
+    text = asked.assistant_text(message, path)
+    parts: list[Json] = [{"text": text}] if text else []
+    for index, call in enumerate(message.get("tool_calls") or []):
+        given = asked.arguments_of(call, f"{path}.tool_calls[{index}]")
+        names[call["id"]] = call["function"]["name"]
+        part: Json = {"functionCall": {"name": call["function"]["name"], "args": given}}
+        parts.append(part | {"thoughtSignature": FOREIGN} if signed and index == 0 else part)
+    return parts
+
+
+def _result(message: Json, path: str, names: dict[str, str]) -> Json:
+    name = names.get(message["tool_call_id"])
+    if name is None:
+        raise asked.invalid(f"{path}.tool_call_id", "no call with this id was made before")
+    text = asked.plain_text(message, path)
+    try:
+        said = loads(text.encode())
+    except ValueError:
+        said = None
+    return {"functionResponse": {"name": name, "response": said if isinstance(said, dict) else {"output": text}}}
+
+
+def _part(part: Json, path: str) -> Json:
+    kind = part["type"]
+    if kind == "text":
+        return {"text": part["text"]}
+    if kind == "image_url":
+        url = part["image_url"]["url"]
+        if found := asked.data_url(url, f"{path}.image_url.url"):
+            return _inline(*found)
+        guessed = guess_type(urlsplit(url).path)[0] or ""
+        return {"fileData": {"mimeType": guessed if guessed.startswith("image/") else "image/jpeg", "fileUri": url}}
+    if kind == "input_audio":
+        return _inline(f"audio/{part['input_audio']['format']}", part["input_audio"]["data"])
+    if kind == "file":
+        return _inline(*asked.file_data(part, path))
+    raise unsupported(f"{path}.type", f"'{kind}' is not.", value=True)
+
+
+def _inline(media_type: str, data: str) -> Json:
+    return {"inlineData": {"mimeType": media_type, "data": data}}
+
+
+def _config(request: Json) -> Json:
+    config: Json = {theirs: value for ours, theirs in GENERATION.items() if (value := request.get(ours)) is not None}
+    if not -INT32 <= config.get("seed", 0) < INT32:
+        raise unsupported("seed", "It must fit into 32 bits.", value=True)
+    if cap := asked.cap_of(request):
+        config["maxOutputTokens"] = cap
+    if stops := asked.stops_of(request):
+        config["stopSequences"] = stops
+    kind, schema = asked.read_format(request)
+    if kind != "text":
+        config["responseMimeType"] = "application/json"
+    if schema:
+        config["responseJsonSchema"] = schema
+    return config
+
+
+def _thinking(major: int, request: Json) -> Json:
+    """Thoughts come only to those who ask for them: models that cannot think refuse to be asked."""
+    effort = request.get("reasoning_effort")
+    if effort is None:
+        return {}
+    wanted = {"thinkingLevel": LEVELS.get(effort, effort)} if major >= 3 else {"thinkingBudget": BUDGETS[effort]}
+    return {"thinkingConfig": {**wanted, "includeThoughts": effort != "none"}}
+
+
+def _tools(tools: Tools) -> Json:
+    if not tools.functions:
+        return {}
+    if not tools.parallel and tools.mode != "none" and not tools.name:
+        raise unsupported("parallel_tool_calls", "The model may always call several.", value=True)
+    config: Json = {"mode": {"auto": "AUTO", "none": "NONE", "required": "ANY"}[tools.mode]}
+    if tools.name:
+        config["allowedFunctionNames"] = [tools.name]
+    body: Json = {"tools": [{"functionDeclarations": [_declaration(function) for function in tools.functions]}]}
+    return body if config["mode"] == "AUTO" else body | {"toolConfig": {"functionCallingConfig": config}}
+
+
+def _declaration(function: Json) -> Json:
+    declaration = {"name": function["name"]}
+    if description := function.get("description"):
+        declaration["description"] = description
+    schema = function.get("parameters")
+    return declaration | ({"parametersJsonSchema": schema} if schema else {})

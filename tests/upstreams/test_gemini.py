@@ -1,0 +1,189 @@
+"""gateway.upstreams.gemini_request: what a request of OpenAI's becomes, against a strict fake of Gemini."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.errors import InvalidRequest
+from tests.upstreams.fakes.fake import Json
+from tests.upstreams.fakes.spoken import ANSWERED, ASKED, GREETING, WEATHER, Spoken
+
+HELLO: Json = {"role": "user", "parts": [{"text": "Say hello."}]}
+SKIP = "skip_thought_signature_validator"
+
+
+@pytest.fixture
+def spoken(speak: Callable[[str], Spoken]) -> Spoken:
+    return speak("gemini")
+
+
+async def test_what_is_sent(spoken: Spoken) -> None:
+    assert await spoken.sends() == {"contents": [HELLO]}
+    served = spoken.fake.served
+    assert served[-1].target == "POST /v1beta/models/gemini-2.5-flash:generateContent"
+    assert served[-1].headers["x-goog-api-key"] == spoken.fake.key
+    await spoken.at(upstream_model="models/gemini-2.5-flash").stream()
+    assert served[-1].target == "POST /v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
+    assert served[-1].body == {"contents": [HELLO]}
+
+
+async def test_conversations(spoken: Spoken) -> None:
+    sent = await spoken.sends(
+        {"role": "system", "content": "Be brief."},
+        GREETING,
+        {"role": "assistant", "content": "Hello.", "reasoning": "hm"},
+        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+        {"role": "assistant", "content": ""},
+        GREETING,
+        {"role": "user", "content": [{"type": "text", "text": "Again."}]},
+    )
+    assert sent["systemInstruction"] == {"parts": [{"text": "Be brief."}, {"text": "Be kind."}]}
+    assert sent["contents"] == [
+        HELLO,
+        {"role": "model", "parts": [{"text": "Hello."}]},
+        {"role": "user", "parts": [{"text": "Say hello."}, {"text": "Again."}]},
+    ]
+
+
+@pytest.mark.parametrize("model", ["gemini-2.5-flash", "gemini-3-pro-preview"])
+async def test_calls_and_their_answers(spoken: Spoken, model: str) -> None:
+    calls = [ASKED["tool_calls"][0], {"id": "call_2", "function": {"name": "now", "arguments": ""}}]
+    sent = await spoken.at(upstream_model=model).sends(
+        GREETING,
+        {**ASKED, "tool_calls": calls},
+        ANSWERED,
+        {"role": "tool", "tool_call_id": "call_2", "content": '{"hour": 7}'},
+        GREETING,
+        tools=[WEATHER, {"type": "function", "function": {"name": "now"}}],
+    )
+    signed = {"thoughtSignature": SKIP} if "3-pro" in model else {}
+    assert sent["contents"][1:] == [
+        {
+            "role": "model",
+            "parts": [
+                {"functionCall": {"name": "get_weather", "args": {"location": "Rome"}}, **signed},
+                {"functionCall": {"name": "now", "args": {}}},
+            ],
+        },
+        {
+            "role": "user",
+            "parts": [
+                {"functionResponse": {"name": "get_weather", "response": {"output": "18 degrees"}}},
+                {"functionResponse": {"name": "now", "response": {"hour": 7}}},
+            ],
+        },
+        HELLO,
+    ]
+    declared = {"name": "get_weather", "description": "Get the weather."}
+    declared["parametersJsonSchema"] = WEATHER["function"]["parameters"]
+    assert sent["tools"] == [{"functionDeclarations": [declared, {"name": "now"}]}]
+
+
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "config"),
+    [
+        ({}, None),
+        ({"tool_choice": "auto", "parallel_tool_calls": True}, None),
+        ({"tool_choice": "none", "parallel_tool_calls": False}, {"mode": "NONE"}),
+        ({"tool_choice": "required"}, {"mode": "ANY"}),
+        (
+            {"tool_choice": NAMED, "parallel_tool_calls": False},
+            {"mode": "ANY", "allowedFunctionNames": ["get_weather"]},
+        ),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}}, None),
+    ],
+)
+async def test_tool_choice(spoken: Spoken, asked: Json, config: Json | None) -> None:
+    sent = await spoken.sends(tools=[WEATHER], **asked)
+    assert sent.get("toolConfig") == (config and {"functionCallingConfig": config})
+
+
+async def test_pictures_sounds_and_documents(spoken: Spoken) -> None:
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+        {"type": "image_url", "image_url": {"url": "https://example.com/cat.webp?size=1"}},
+        {"type": "image_url", "image_url": {"url": "https://example.com/picture"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "file", "file": {"file_data": "JVBERi0="}},
+    ]
+    sent = await spoken.sends({"role": "user", "content": parts})
+    assert sent["contents"][0]["parts"] == [
+        {"inlineData": {"mimeType": "image/png", "data": "iVBORw0KGgo="}},
+        {"fileData": {"mimeType": "image/webp", "fileUri": "https://example.com/cat.webp?size=1"}},
+        {"fileData": {"mimeType": "image/jpeg", "fileUri": "https://example.com/picture"}},
+        {"inlineData": {"mimeType": "audio/wav", "data": "AAAA"}},
+        {"inlineData": {"mimeType": "application/pdf", "data": "JVBERi0="}},
+    ]
+
+
+SCHEMA: Json = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "config"),
+    [
+        ({"temperature": 1.7, "top_p": 0.9}, {"temperature": 1.7, "topP": 0.9}),
+        ({"max_tokens": 5}, {"maxOutputTokens": 5}),
+        ({"max_completion_tokens": 6, "stop": "END"}, {"maxOutputTokens": 6, "stopSequences": ["END"]}),
+        ({"n": 3, "seed": -7}, {"candidateCount": 3, "seed": -7}),
+        ({"presence_penalty": 0.5, "frequency_penalty": -0.5}, {"presencePenalty": 0.5, "frequencyPenalty": -0.5}),
+        ({"response_format": {"type": "json_object"}}, {"responseMimeType": "application/json"}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+            {"responseMimeType": "application/json", "responseJsonSchema": SCHEMA},
+        ),
+        ({"response_format": {"type": "text"}, "user": "u", "logprobs": False, "verbosity": "low"}, None),
+    ],
+)
+async def test_parameters(spoken: Spoken, asked: Json, config: Json | None) -> None:
+    assert (await spoken.sends(**asked)).get("generationConfig") == config
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "expected"),
+    [
+        ("gemini-2.5-flash", "none", {"thinkingBudget": 0, "includeThoughts": False}),
+        ("gemini-2.5-pro", "low", {"thinkingBudget": 1024, "includeThoughts": True}),
+        ("gemini-2.5-pro", "medium", {"thinkingBudget": 8192, "includeThoughts": True}),
+        ("gemini-2.5-pro", "max", {"thinkingBudget": 24576, "includeThoughts": True}),
+        ("gemini-3-pro-preview", "low", {"thinkingLevel": "low", "includeThoughts": True}),
+        ("gemini-3.5-flash", "none", {"thinkingLevel": "minimal", "includeThoughts": False}),
+        ("gemini-3.5-flash", "xhigh", {"thinkingLevel": "high", "includeThoughts": True}),
+    ],
+)
+async def test_reasoning_effort(spoken: Spoken, model: str, effort: str, expected: Json) -> None:
+    sent = await spoken.at(upstream_model=model).sends(reasoning_effort=effort)
+    assert sent["generationConfig"] == {"thinkingConfig": expected}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "code"),
+    [
+        ({"logprobs": True, "top_logprobs": 2}, "logprobs", "unsupported_parameter"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"modalities": ["audio"]}, "modalities", "unsupported_value"),
+        ({"audio": {"voice": "a", "format": "wav"}}, "audio", "unsupported_parameter"),
+        ({"function_call": "auto"}, "function_call", "unsupported_parameter"),
+        ({"seed": 2**31}, "seed", "unsupported_value"),
+        ({"tools": [WEATHER], "parallel_tool_calls": False}, "parallel_tool_calls", "unsupported_value"),
+        ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type", "unsupported_value"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages", "unsupported_value"),
+        ({"messages": [GREETING, ANSWERED]}, "messages[1].tool_call_id", "invalid_value"),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]},
+            "messages[0].content[0].type",
+            "unsupported_value",
+        ),
+    ],
+)
+async def test_it_refuses_what_would_be_lost(spoken: Spoken, asked: dict[str, Any], param: str, code: str) -> None:
+    request = {"model": "acme-chat", "messages": [GREETING], **asked}
+    with pytest.raises(InvalidRequest) as refused:
+        spoken.adapter.body(spoken.target, request, stream=False)  # type: ignore[attr-defined]
+    assert (refused.value.param, refused.value.code) == (param, code)
