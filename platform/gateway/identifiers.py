@@ -15,6 +15,11 @@ def uuid7() -> UUID:
     return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
+def wire_id(request_id: UUID | str) -> str:
+    """The x-request-id: as clients, log lines and spans have it."""
+    return "req_" + str(request_id).replace("-", "")
+
+
 def parse_request_id(text: str) -> UUID | None:
     """From any form that people paste: x-request-id (req_ and 32 hex digits), chatcmpl-… or the UUID. None: no id."""
     digits = re.sub(r"^(req_|chatcmpl-)|-", "", text.strip().lower())

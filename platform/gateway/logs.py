@@ -88,6 +88,8 @@ class RequestLog:
     def _count(self, status: int) -> None:
         """Refused before it was admitted: the pipeline, which counts all others, did not see its end."""
         metrics.http_ended(routes.kind(self.path), status)
+        if self.replayed:
+            metrics.answer_replayed()
         if status >= 400 and status != LEFT and not self.outcome and self.method == "POST":
             endpoint = routes.inference(self.path)
             if endpoint is not None:

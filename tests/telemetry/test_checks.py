@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from django.conf import settings as project
 from pytest_django.fixtures import Settings
 
@@ -64,3 +66,17 @@ def test_the_documentation_lists_every_metric() -> None:
         family.name + ("_total" if family.kind == "counter" else ""): (family.kind, family.labels, family.help)
         for family in FAMILIES.values()
     }
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
+    known = {
+        family.name + end
+        for family in FAMILIES.values()
+        for end in {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}[family.kind]
+    }
+    docs = project.BASE_DIR / "docs"
+    rules = yaml.safe_load((docs / "alerts.yml").read_text())["groups"][0]["rules"]
+    panels = json.loads((docs / "dashboard.json").read_text())["panels"]
+    asked = [rule["expr"] for rule in rules] + [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(asked) > 20
+    assert {name for query in asked for name in re.findall(r"(?:counterfoil|process)_\w+", query)} <= known

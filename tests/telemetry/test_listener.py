@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -75,6 +77,35 @@ def test_a_fault_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(exposition, "gather", fail)
     assert requests.get(url + "/metrics").status_code == 500
+
+
+def test_who_was_accepted_is_answered_though_it_stops(fresh: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, held, page = listener.start("127.0.0.1", 0), threading.Event(), exposition.page
+
+    def slowly(*arguments: Any) -> exposition.Page:
+        held.wait(20)
+        return page(*arguments)
+
+    monkeypatch.setattr(exposition, "page", slowly)
+    with socket.create_connection(("127.0.0.1", found.port), timeout=20) as plug:
+        plug.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
+        stopping = threading.Thread(target=found.stop)
+        stopping.start()
+        held.set()
+        stopping.join()
+        answer = b"".join(iter(lambda: plug.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"counterfoil_processes 1.0" in answer
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", found.port))
+
+
+def test_neighbours_may_listen_beside_each_other(fresh: Slots) -> None:
+    first = listener.start("127.0.0.1", 0, beside_others=True)
+    second = listener.start("127.0.0.1", first.port, beside_others=True)
+    first.stop()
+    assert requests.get(f"http://127.0.0.1:{second.port}/metrics").status_code == 200
+    second.stop()
 
 
 def test_a_port_that_is_taken_is_an_error(listening: Listener) -> None:

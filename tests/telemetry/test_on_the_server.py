@@ -126,6 +126,17 @@ def seen(watched: Watched, model: str) -> dict[str, float]:
     return {name: number or 0.0 for name, number in found.items()}
 
 
+def test_an_answer_that_is_given_again_is_no_second_request(watched: Watched) -> None:
+    before, replays = seen(watched, "acme-chat"), watched.sample("counterfoil_replays_total")
+    asked = [watched.ask(headers={"idempotency-key": "once-and-for-all"}) for _ in range(2)]
+    assert asked[0].content == asked[1].content
+    after = seen(watched, "acme-chat")
+    assert after["requests"] == before["requests"] + 1
+    assert after["input"] - before["input"] == asked[0].json()["usage"]["prompt_tokens"]
+    assert watched.sample("counterfoil_replays_total") == replays + 1
+    assert watched.collector.of(asked[1].headers["x-request-id"])[0].attributes["counterfoil.replayed"] is True
+
+
 def test_a_provider_that_fails_shows_in_attempts_and_in_its_breaker(watched: Watched) -> None:
     (deployment,) = watched.house.query(
         "SELECT id::text, provider_id::text FROM catalogue_deployment WHERE upstream_model = 'acme-failing-v1'"

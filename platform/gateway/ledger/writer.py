@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.errors import GatewayError, InternalError, Unavailable
+from gateway.identifiers import wire_id
 from gateway.ledger.heat import Heat
 from gateway.ledger.items import Item
 from gateway.ledger.link import BatchRefused, Link, LinkLost, RowLocked
@@ -47,6 +48,10 @@ class Ticket:
         self.given_at = time.monotonic()
         self.sent = False  # an earlier try may have been committed
         self.answered = self.refused = False
+
+    @property
+    def named(self) -> dict[str, str]:
+        return {"request_id": wire_id(self.request_id)}
 
     @property
     def must_be_kept(self) -> bool:
@@ -240,11 +245,11 @@ class Writer(threading.Thread):
     def _reject(self, ticket: Ticket, exc: BatchRefused) -> None:
         if ticket.must_be_kept and not exc.for_good:
             if not ticket.refused:
-                log.critical("The ledger cannot book request %s, and will try again: %s", ticket.request_id, exc)
+                log.critical("The ledger cannot book a request, and will try again: %s", exc, extra=ticket.named)
             ticket.refused = True
             self._park([ticket])
             return
-        log.critical("The ledger refuses %s of request %s: %s", ticket.item["op"], ticket.request_id, exc)
+        log.critical("The ledger refuses %s of a request: %s", ticket.item["op"], exc, extra=ticket.named)
         if ticket.item["op"] == "s":
             try:
                 self.link.bury(ticket.item, str(exc))

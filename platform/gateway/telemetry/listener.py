@@ -9,16 +9,20 @@ Needs no Django and no event loop: a thread answers.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from gateway.telemetry import exposition
 
 log = logging.getLogger(__name__)
 
 PATH = "/metrics"
+STOP_SECONDS = 3.0
 
 
 class Listener(ThreadingHTTPServer):
@@ -27,6 +31,8 @@ class Listener(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, folder: Path | None, beside_others: bool) -> None:
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         self.folder, self.beside_others = folder, beside_others
+        self._accepted = self._left = 0  # connections; each is counted by one thread alone, or under the lock
+        self._lock = threading.Lock()
         super().__init__((host, port), Handler)
 
     @property
@@ -45,14 +51,31 @@ class Listener(ThreadingHTTPServer):
         """A scraper that hung up is not worth a line."""
         log.debug("a scrape failed", exc_info=True)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._accepted += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._lock:
+            self._left += 1
+
     def stop(self) -> None:
+        """Whoever was accepted, also by the kernel alone, is answered: a reload makes no gap in the graphs."""
         self.shutdown()
+        waiting = select.poll()
+        waiting.register(self.socket, select.POLLIN)
+        while waiting.poll(0):
+            self.handle_request()
         self.server_close()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._left < self._accepted and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Listener
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"  # but one request each: who keeps a connection would meet its end at a reload
     server_version = "Counterfoil"
     sys_version = ""
     timeout = 10  # for a scraper that says nothing
@@ -75,8 +98,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _refuse(self) -> None:
-        self.close_connection = True  # a body may follow that nobody reads
-        self._answer(405, b"Only GET and HEAD.\n", extra={"Allow": "GET, HEAD", "Connection": "close"})
+        self._answer(405, b"Only GET and HEAD.\n", extra={"Allow": "GET, HEAD"})
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _refuse
 
@@ -84,7 +106,8 @@ class Handler(BaseHTTPRequestHandler):
         self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8", extra: dict[str, str] | None = None
     ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}.items():
+        said = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close", **(extra or {})}
+        for name, value in said.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -114,6 +114,8 @@ def answered(trace: Trace, status: int, request: RequestLog) -> dict[str, Any]:
         found["gen_ai.request.model"] = trace.asked
     if request.outcome:
         found["counterfoil.outcome"] = request.outcome
+    if request.replayed:
+        found["counterfoil.replayed"] = True
     if request.outcome == "completed":
         found["gen_ai.response.model"] = request.model
         found["gen_ai.response.id"] = f"chatcmpl-{request.request_id.hex}"
