@@ -133,6 +133,7 @@ def _request_item(line: RequestLine) -> dict[str, Any]:
         "created": int(line.started_at.timestamp()),
         "date": line.local_date.isoformat(),
         "model": line.model,
+        "served_model": line.served_model or line.model,
         "endpoint": line.endpoint,
         "stream": line.stream,
         "status": line.status,

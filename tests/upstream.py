@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
+import struct
 import sys
 import threading
 import time
@@ -84,6 +86,16 @@ class Served:
     def cut(self) -> None:
         self.finish("cut")
         self._writer.close()
+
+    def reset(self) -> None:
+        """RST instead of FIN: as when the provider's process was killed with our request unread."""
+        self.finish("cut")
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    async def send_raw(self, data: bytes) -> None:
+        """As it is, whatever framing was announced."""
+        await self._send(data)
 
     def finish(self, outcome: str) -> None:
         if self.outcome == "running":

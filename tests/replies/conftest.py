@@ -89,15 +89,18 @@ class Shop:
 
     def records(self, count: int = 1) -> list[Row]:
         """This test's, oldest first, once there are so many. A client that left is booked a moment later."""
-        statement = "SELECT * FROM ledger_usagerecord WHERE end_user = %s ORDER BY request_id"
         rows: list[Row] = []
         for _ in range(500):
-            rows = self.house.query(statement, [self.user])
+            rows = self.records_so_far()
             if len(rows) >= count:
                 break
             time.sleep(0.02)
         assert len(rows) == count
         return rows
+
+    def records_so_far(self) -> list[Row]:
+        statement = "SELECT * FROM ledger_usagerecord WHERE end_user = %s ORDER BY request_id"
+        return self.house.query(statement, [self.user])
 
     def kept(self, state: str = "kept") -> Row:
         """The row of this test's newest request, once it is in this state."""

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.replies.conftest import Shop
-from tests.upstream_scripts import Answer, Stream, hang, words
+from tests.upstream_scripts import Answer, Exchange, Stream, hang, words
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -163,6 +163,20 @@ def test_so_does_who_left_before_it_was(shop: Shop) -> None:
     assert request.outcome == "gone"
     assert request.events < LARGE
     assert [row["status"] for row in shop.records()] == ["interrupted"]
+
+
+def test_so_does_who_left_before_its_first_byte(shop: Shop) -> None:
+    async def late(exchange: Exchange) -> None:
+        await exchange.pause(0.6)
+        await Stream(words(LARGE), interval=0.002)(exchange)
+
+    served = shop.serve(late)
+    with pytest.raises(requests.exceptions.RequestException):
+        shop.ask(stream=True, timeout=0.3)
+    (request,) = served()
+    assert request.ended.wait(30)
+    assert request.outcome == "gone"
+    shop.kept("too_large")
 
 
 def test_a_slow_reader_of_a_large_answer_slows_the_provider(shop: Shop) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -57,6 +60,38 @@ def test_a_process_that_is_known_to_have_ended_gives_them_up_at_once(shop: Shop)
     shop.house.query(ENDED, [killed(shop, stream=False)])
     assert shop.ask(stream=False).status_code == 200
     shop.records()
+
+
+def test_a_crowd_in_a_killed_process_is_answered_and_charged_once(shop: Shop) -> None:
+    """Killed at any moment: while some wait for their first byte, some are half through and some were kept."""
+    keys = [uuid.uuid4().hex for _ in range(24)]
+    with running_server(shop.house.environment) as server:
+
+        def first(number: int) -> bool:
+            shop.upstream.script("chat-v1", Stream(words(10), interval=0.03))
+            time.sleep(number * 0.02)
+            try:
+                return shop.ask(server=server, key=keys[number], stream=True).content.endswith(b"[DONE]\n\n")
+            except requests.exceptions.RequestException:
+                return False
+
+        with ThreadPoolExecutor(len(keys)) as pool:
+            asking = [pool.submit(first, number) for number in range(len(keys))]
+            while len(shop.records_so_far()) < 4:
+                time.sleep(0.01)
+            process_id = shop.records_so_far()[0]["process_id"]
+            server.stop(signal.SIGKILL)
+            done = [future.result() for future in asking]
+    assert sum(done) < len(keys)
+    shop.house.query(ENDED, [process_id])
+    again = shop.at_once(len(keys), lambda number: shop.ask(key=keys[number], stream=True))
+    for whole, answer in zip(done, again, strict=True):
+        if answer.status_code == 409:  # killed between its record and its keeping: charged, so not run again
+            assert answer.json()["error"]["code"] == "idempotency_answer_lost"
+        else:
+            assert answer.content.count(b'"content": "w') == 10
+        assert "idempotent-replayed" in answer.headers or not whole  # who had all of it finds it again
+    assert {row["status"] for row in shop.records(len(keys))} == {"completed"}
 
 
 def test_it_finishes_what_its_client_left_before_it_stops(shop: Shop) -> None:

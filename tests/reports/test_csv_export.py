@@ -79,8 +79,19 @@ def test_it_writes_a_request_as_it_stands_in_the_ledger() -> None:
         "client_request_id": "c-1",
         "end_user": "u-1",
         "reason": "",
+        "served_model": "",
         "control": "",
     }
+
+
+def test_it_says_which_model_answered_if_it_was_another() -> None:
+    key = books.key(books.tenant("acme"))
+    request_id = books.record(key, served_model="acme-small")
+    books.adjustment(key, request_id, kind="correction", charge=-1)
+    first, second = data(export())
+    assert (first["model"], first["served_model"]) == ("acme-chat", "acme-small")
+    assert (second["model"], second["served_model"]) == ("acme-chat", "")
+    assert {line["model"] for line in data(export("day"))} == {"acme-chat"}
 
 
 def test_it_shows_an_adjustment_as_a_line_of_its_own_after_its_request() -> None:

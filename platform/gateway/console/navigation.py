@@ -41,6 +41,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Books",
         (
             ("ledger.UsageRecord", "receipt_long"),
+            ("ledger.Attempt", "alt_route"),
             ("ledger.Adjustment", "edit_note"),
             ("ledger.WorkItem", "assignment_late"),
             ("ledger.DeadLetter", "mark_email_unread"),
@@ -50,6 +51,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Operations",
         (
             ("ledger.Hold", "pending"),
+            ("ledger.Gate", "traffic"),
             ("ledger.Process", "memory"),
             ("ledger.Counter", "pin"),
             ("failover.HealthEvent", "timeline"),
@@ -65,7 +67,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (("auth.User", "person"), ("auth.Group", "group")),
     ),
 )
-TITLES = {"ledger.WorkItem": "Work queue", "ledger.Process": "Processes"}
+TITLES = {"ledger.WorkItem": "Work queue", "ledger.Process": "Processes", "ledger.Gate": "Deployment limits"}
 MORE_ICON = "table_rows"
 
 

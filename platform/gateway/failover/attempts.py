@@ -100,8 +100,9 @@ class Trip:
         self._faults[leg.deployment_id] = fault
 
     @property
-    def running(self) -> bool:
-        return self._leg is not None
+    def abandoned(self) -> bool:
+        """A provider was being asked when the client left."""
+        return bool(self.done) and self.done[-1].outcome == "client_left"
 
     def left(self) -> None:
         """The client has gone, before the first byte."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from gateway.errors import Unavailable
-from gateway.ledger.items import EarlyRefusal, Ending, Item, Order, check
+from gateway.ledger.items import EarlyRefusal, Ending, Gate, Item, Order, check
 from gateway.ledger.writer import Outcome, Ticket, Writer
 from gateway.limits.refusals_log import Sampler
 from tenants.facts import Caller
@@ -41,9 +42,11 @@ class Desk:
         return self.writer.is_alive() and not (self.writer.down or self.writer.stuck)
 
     async def admit(self, order: Order) -> tuple[str, Any]:
-        """ok (the hold is durable, the order knows when it started), stale, refused, suspended, window or limited.
+        """ok (the hold is durable, the order knows when it started), stale, refused, suspended, window, limited or
+        full (no candidate has room).
 
-        With it: the database's clock (window), or the states of all claims (limited).
+        With it: the database's clock (window), the states of all claims (limited), or the milliseconds until a
+        candidate has room, None if that is when something ends, or never (full).
         """
         tenant, key_id, heat = order.caller.tenant_id, order.caller.key_id, self.writer.heat
         item = order.admission(heat.shard_of(tenant))
@@ -60,10 +63,24 @@ class Desk:
             if fresh is not None:
                 self._used_prices.update(fresh)
             order.started_at, order.local_date, order.admitted_state = row[2], row[3], row[4]
+            if order.candidates:
+                order.deployment_id, order.provider_id = row[5], row[6]
             return "ok", None
         if row[1] == "limited":
             return "limited", row[4]
         return str(row[1]), row[2] if len(row) > 2 else None
+
+    async def move(self, order: Order, candidates: Sequence[Gate]) -> bool:
+        """Another attempt, at the first of these with room: the order then says which. False: none has.
+
+        To be asked if one of them is limited, and of an order that is `gated`: it leaves its deployment's gate.
+        Raises Unavailable as `admit` does; then the order is where it was.
+        """
+        row = await self._decide(order.move(candidates))
+        if row[1] != "ok":
+            return False
+        order.deployment_id, order.provider_id = row[2], row[3]
+        return True
 
     async def check(
         self, caller: Caller, catalogue_version: int, request_id: UUID, refusal: EarlyRefusal | None = None

@@ -58,6 +58,12 @@ class Order:
     candidates: list[Gate] = field(default_factory=list)  # best first; empty: no deployment is limited
     admitted_state: list[list[float]] | None = None  # what it was decided on (`ledger_decisions`), for headers
     _facts: Item = field(default_factory=dict)
+    _moves: int = 0
+
+    @property
+    def gated(self) -> bool:
+        """It came, or may have come, through a deployment's own limits: further attempts have to move."""
+        return "gated" in self._facts
 
     def admission(self, shard: int = 0) -> Item:
         """`shard`: which of the lifetime counters it moves, then and when it ends (ledger.heat)."""
@@ -80,6 +86,8 @@ class Order:
         }
         if shard:
             self._facts["shard"] = shard
+        if self.candidates:
+            self._facts["gated"] = True
         item |= self._facts
         item["op"] = "a"
         item["timezone"] = caller.timezone
@@ -89,6 +97,8 @@ class Order:
         item["output_tokens"] = self.output_tokens
         dearest = self.hold_rates or charge
         item["amount"] = hold(dearest, self.input_tokens, self.output_tokens) if dearest else 0
+        if self.candidates:
+            item["candidates"] = [list(gate) for gate in self.candidates]
         if self.lowered is not None:
             item["lowered"] = self.lowered
         if self.served_model:
@@ -98,6 +108,20 @@ class Order:
         if fresh:
             item["first_use"] = fresh
         return item
+
+    def move(self, candidates: Sequence[Gate]) -> Item:
+        """A further attempt at one of these, counted once however often it is sent."""
+        self._moves += 1
+        self._facts["gated"] = True
+        return {
+            **self._facts,
+            "op": "m",
+            "move": self._moves,
+            "candidates": [list(gate) for gate in candidates],
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "served_model": self.served_model,
+        }
 
     def settlement(self, ending: Ending) -> Item:
         usage, charge, cost = ending.usage, self.charge_rates, self.cost_rates

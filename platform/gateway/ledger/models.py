@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import models
 
 from gateway.ledger.findings import DriftCheck, DriftFinding
+from gateway.ledger.gates import Gate
 from tenants.models import APIKey, Tenant
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "DriftCheck",
     "DriftFinding",
     "Fact",
+    "Gate",
     "Hold",
     "OwnedQuerySet",
     "Process",

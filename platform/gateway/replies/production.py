@@ -52,9 +52,8 @@ class Production:
                 await self._claim.keep(b"".join(self._kept), self._call.headers)
             self._give(last)
         except BaseException as exc:
-            if not (self._left and self._kept is None):
-                await self._claim.release()
             self._fault = exc
+            await (self._claim.give_up_content() if self._left and self._kept is None else self._claim.release())
             raise
         finally:
             self._ended = True
@@ -149,7 +148,11 @@ class Reader(AsyncIterator[bytes]):
 async def open_stream(call: Call, claim: Claim) -> Reader:
     """As pipeline.open_stream, but it goes on if the client does not."""
     production = Production(call, claim)
-    await production.opened()
+    try:
+        await production.opened()
+    except BaseException:
+        production.leave()
+        raise
     return Reader(production)
 
 

@@ -31,7 +31,7 @@ _WHOSE = ("tenant", "key_id", "key_name", "model")
 REQUEST_COLUMNS = (
     *("line", "kind", "local_date", "started_at", "booked_at", *_WHOSE, "request_id", "status", "estimated"),
     *("http_status", "error_code", "endpoint", "stream", "provider", *_SUMMED, *_MONEY),
-    *("client_request_id", "end_user", "reason", "control"),
+    *("client_request_id", "end_user", "reason", "served_model", "control"),
 )
 DAY_COLUMNS = ("line", "kind", "local_date", *_WHOSE, *_SUMMED, *_MONEY, "control")
 
@@ -147,7 +147,8 @@ def request_cells(line: RequestLine) -> list[Cell]:
         *("req_" + line.request_id.hex, line.status, _flag(line.estimated), line.http_status),
         *(text(line.error_code), line.endpoint, _flag(line.stream), text(line.provider)),
         *_summed_cells(line),
-        *(text(line.client_request_id), text(line.end_user), text(line.reason), None),
+        *(text(line.client_request_id), text(line.end_user), text(line.reason)),
+        *(text(line.served_model), None),
     ]
 
 

@@ -49,6 +49,7 @@ class RequestLine(NamedTuple):
     client_request_id: str
     end_user: str
     reason: str
+    served_model: str  # empty: `model`
 
     @property
     def requests(self) -> int:
@@ -88,17 +89,18 @@ def _select(selection: Selection, window: str, direction: str) -> str:
 SELECT l.line, l.kind, l.request_id, l.id, l.local_date, l.started_at, l.booked_at, t.slug, t.timezone,
        k.public_id, k.name, l.model, coalesce(p.name, ''), l.endpoint, l.stream, l.status, l.estimated,
        l.http_status, l.error_code, {", ".join("l." + name for name in _TOKENS.split(", "))},
-       l.charge_currency, l.charge, l.cost_currency, l.cost, l.client_request_id, l.end_user, l.reason
+       l.charge_currency, l.charge, l.cost_currency, l.cost, l.client_request_id, l.end_user, l.reason,
+       l.served_model
 FROM (
     SELECT 'usage' AS line, '' AS kind, request_id, request_id AS id, local_date, started_at,
            ended_at AS booked_at, tenant_id, key_id, model, provider_id, endpoint, stream, status, estimated,
            http_status, error_code, {_TOKENS}, charge_currency, charge, cost_currency, cost,
-           client_request_id, end_user, '' AS reason
+           client_request_id, end_user, '' AS reason, served_model
       FROM ledger_usagerecord WHERE {condition}{status}
     UNION ALL
     SELECT 'adjustment', kind, request_id, id, local_date, started_at,
            created_at, tenant_id, key_id, model, NULL, '', NULL, '', NULL,
-           NULL, '', {_TOKENS}, charge_currency, charge, cost_currency, cost, '', '', reason
+           NULL, '', {_TOKENS}, charge_currency, charge, cost_currency, cost, '', '', reason, ''
       FROM ledger_adjustment WHERE {condition}{status}
 ) l
 JOIN tenants_tenant t ON t.id = l.tenant_id

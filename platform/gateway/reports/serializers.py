@@ -57,6 +57,7 @@ class RequestLineSerializer(LineSerializer):
     client_request_id = serializers.CharField()
     end_user = serializers.CharField()
     reason = serializers.CharField()
+    served_model = serializers.CharField(help_text="which model answered, if it was not `model`")
 
     def get_request_id(self, line: object) -> str:
         return "req_" + str(line.request_id.hex)  # type: ignore[attr-defined]

@@ -285,3 +285,59 @@ async def test_a_disabled_deployment_is_not_asked(upstream: Upstream, served: Se
     upstream.script("second", Answer("From the second."))
     assert (await ask()).json()["choices"][0]["message"]["content"] == "From the second."
     assert asked(upstream) == ["second"]
+
+
+async def test_a_client_that_leaves_before_the_first_byte_pays_for_its_prompt(
+    upstream: Upstream, served: Served, ask: Any
+) -> None:
+    await sync_to_async(served)("acme-chat", "hang")
+    task = asyncio.create_task(ask())
+    async with asyncio.timeout(10):
+        while not upstream.served:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    record, (attempt,) = await books()
+    assert (record.status, attempt.outcome) == ("interrupted", "client_left")
+    assert record.estimated
+    assert record.input_tokens > 0
+    assert record.output_tokens == 0
+
+
+async def test_a_deployment_that_has_taken_what_it_may_is_passed_over(
+    upstream: Upstream, served: Served, ask: Any
+) -> None:
+    await sync_to_async(served)("acme-chat", {"upstream_model": "first", "rpm": 2}, "second")
+    for _ in range(4):
+        assert (await ask()).status_code == 200
+    assert asked(upstream) == ["first", "first", "second", "second"]
+    places = [record.deployment_id async for record in UsageRecord.objects.order_by("request_id")]
+    assert len(set(places[:2])) == len(set(places[2:])) == 1
+    assert places[0] != places[2]
+
+
+async def test_what_runs_counts_against_what_may_run(upstream: Upstream, served: Served, ask: Any) -> None:
+    await sync_to_async(served)("acme-chat", {"upstream_model": "first", "max_in_flight": 1}, "second")
+    upstream.script("first", Answer(delay=0.5))
+    answers = await asyncio.gather(*(ask() for _ in range(3)))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert Counter(asked(upstream)) == {"first": 1, "second": 2}
+
+
+async def test_a_model_at_its_capacity_says_when_there_is_room(upstream: Upstream, served: Served, ask: Any) -> None:
+    await sync_to_async(served)("acme-chat", {"upstream_model": "only", "rpm": 1})
+    assert (await ask()).status_code == 200
+    full = await ask()
+    assert (full.status_code, full.json()["error"]["type"]) == (503, "server_error")
+    assert 50 <= int(full.headers["retry-after"]) <= 61
+    assert 50_000 <= int(full.headers["retry-after-ms"]) <= 61_000
+    assert asked(upstream) == ["only"]
+
+
+async def test_a_second_attempt_counts_where_it_is_made(upstream: Upstream, served: Served, ask: Any) -> None:
+    await sync_to_async(served)("acme-chat", "first", {"upstream_model": "second", "rpm": 1}, "third")
+    upstream.script("first", error(500))
+    for _ in range(2):
+        assert (await ask()).status_code == 200
+    assert asked(upstream) == ["first", "second", "first", "third"]

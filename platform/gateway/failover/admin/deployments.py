@@ -25,7 +25,7 @@ class DeploymentWithHealthAdmin(DeploymentAdmin):
     list_select_related = [*DeploymentAdmin.list_select_related, "circuit"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Deployment]:
-        return super().get_queryset(request).select_related("circuit")
+        return super().get_queryset(request).select_related(*self.list_select_related)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Deployment | None = None) -> list[str]:
         return [*super().get_readonly_fields(request, obj), "health"]

@@ -44,6 +44,25 @@ class DayFilter(RangeDateFilter):
             return None
 
 
+class InstantFilter(DayFilter):
+    """As days of UTC, of a moment at or soon after the request began."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        first, last = (self._day(end) for end in ("from", "to"))
+        if first is not None:
+            bounds = {
+                f"{self.field_path}__gte": _midnight(first),
+                f"{self.id_field}__gte": first_id(_midnight(first) - SLACK),
+            }
+            queryset = queryset.filter(**bounds)
+        if last is not None:
+            end = _midnight(last) + timedelta(days=1)
+            queryset = queryset.filter(
+                **{f"{self.field_path}__lt": end, f"{self.id_field}__lt": first_id(end + SLACK)}
+            )
+        return queryset
+
+
 class ModelFilter(TextFilter):
     """A public id, whole: names that left the catalogue can still be asked for."""
 

@@ -16,6 +16,7 @@ from unfold.decorators import display
 from gateway.catalogue.models import Provider
 from gateway.catalogue.pricing import format_amount
 from gateway.identifiers import parse_request_id
+from gateway.ledger.admin.attempts import table_of
 from gateway.ledger.admin.facts import FactAdmin, money, unbroken
 from gateway.ledger.admin.filters import DayFilter, ModelFilter
 from gateway.ledger.models import UsageRecord
@@ -49,11 +50,12 @@ class UsageRecordAdmin(FactAdmin):
     list_select_related = ["tenant", "key"]
     ordering = ["-request_id"]
     fieldsets = [
-        (None, {"fields": [("request_id", "outcome"), ("tenant", "key"), ("model", "where")]}),
+        (None, {"fields": [("request_id", "outcome"), ("tenant", "key"), ("model", "served_by"), "where"]}),
         (
             "Time",
             {"fields": [("started_at", "ended_at"), ("local_date", "first_byte_ms"), ("stream", "endpoint")]},
         ),
+        ("Attempts", {"fields": ["attempts"]}),
         (
             "Tokens",
             {
@@ -88,7 +90,15 @@ class UsageRecordAdmin(FactAdmin):
 
     @display(description="model")
     def model_id(self, record: UsageRecord) -> SafeString:
-        return unbroken(record.model)
+        return unbroken(f"{record.model} → {record.served_model}" if record.served_model else record.model)
+
+    @display(description="served by")
+    def served_by(self, record: UsageRecord) -> str:
+        return record.served_model or record.model
+
+    @display(description="attempts")
+    def attempts(self, record: UsageRecord) -> SafeString | str:
+        return table_of(record)
 
     @display(description="key")
     def key_name(self, record: UsageRecord) -> str:
