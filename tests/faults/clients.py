@@ -64,5 +64,6 @@ class Clients:
         wire.hang_up()
 
 
-async def all_of(requests: Sequence[Awaitable[Sent]]) -> list[Sent]:
-    return list(await asyncio.gather(*requests))
+def all_of(requests: Sequence[Awaitable[Sent]]) -> asyncio.Future[list[Sent]]:
+    """At once; they run whether or not this is awaited yet."""
+    return asyncio.gather(*requests)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +22,7 @@ from tests.house import House
 from tests.upstream import Upstream
 
 TALLY = Tally()
+SETTLED_SECONDS = 60
 
 
 @dataclass
@@ -34,6 +37,14 @@ class Ground:
     def now(self) -> datetime:
         """The database's clock."""
         return datetime.fromisoformat(str(self.house.query("SELECT now() AS now")[0]["now"]))
+
+
+async def settled(ground: Ground) -> None:
+    """What was cut is booked without anybody waiting for it; and what a dead process left, by the sweeper."""
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while ground.house.query("SELECT 1 FROM ledger_hold LIMIT 1"):
+        assert time.monotonic() < deadline, "holds are left"
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

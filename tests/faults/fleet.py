@@ -99,6 +99,13 @@ class Service(Process):
         found = [line for line in self.lines() if line.get("logger") == "gateway.server.master"]
         return [line for line in found if event in ("", line["event"])]
 
+    @property
+    def idle(self) -> bool:
+        """No reload is under way, and nobody drains."""
+        ended = len(self.said("reloaded"))
+        started, gone = self.said("worker started"), [*self.said("worker left"), *self.said("worker died")]
+        return len(self.said("reloading")) == ended and len(started) - len(gone) == self.count
+
     def until_said(self, event: str, times: int = 1) -> None:
         deadline = time.monotonic() + START_SECONDS
         while len(self.said(event)) < times:

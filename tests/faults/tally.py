@@ -34,6 +34,10 @@ class Tally:
     def add(self, name: str, audit: Audit, drift: int, note: object = "") -> None:
         self.rows.append((name, row_of(audit) | {"drift": drift}, str(note)))
 
+    def note(self, name: str, *, said: object = "", **counts: int) -> None:
+        """For what no audit counts."""
+        self.rows.append((name, counts, str(said)))
+
     def lines(self) -> list[str]:
         """A table: what was asked, what clients saw, what providers saw, what the ledger says."""
         wide = max([len(name) for name, _, _ in self.rows], default=0)

@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import Ground
+from tests.faults import limits
+from tests.faults.audit import Audit
+from tests.faults.breakers import faults_of_sharing
+from tests.faults.clients import HEALTHY, Clients
+from tests.faults.conftest import Ground, settled
 from tests.faults.fleet import Fleet, Process
+from tests.faults.tally import Tally
 from tests.faults.wire import Reply, Wire
 from tests.upstream_scripts import Answer, Stream, usage_of, words
 
@@ -137,3 +142,37 @@ async def test_a_server_that_starts_during_an_outage_serves_after_it(ground: Gro
     while not (await asker.ask()).whole:
         assert time.monotonic() < deadline, "it serves"
         await asyncio.sleep(0.1)
+
+
+async def test_workers_under_load_outlast_restarts(ground: Ground, fleet: Fleet, tally: Tally) -> None:
+    """And so do an Idempotency-Key that is in use meanwhile, and what workers tell each other of deployments."""
+    since, service = ground.now(), fleet.serve()
+    clients, keyed = Clients(service.port, ground.key), []
+    ground.upstream.script("slow-120", Answer("".join(words(5)), delay=3))
+    async with clients.traffic(10, ("words-12", "words-40-every-5", "merged-9-every-2", "cut-4-every-5", "drop")):
+        for how in (signal.SIGINT, signal.SIGQUIT):
+            key = f"through-an-outage-{how}"
+            task = asyncio.create_task(clients.ask("slow-120", stream=False, idempotency_key=key))
+            await until(lambda: [s.model for s in ground.upstream.served].count("slow-120") > len(keyed), "it runs")
+            ground.cluster.stop(how)
+            await asyncio.sleep(2)
+            ground.cluster.start()
+            keyed.append((key, await task))
+    again = Clients(service.port, ground.key)
+    for key, sent in keyed:
+        assert sent.reply.whole, sent.reply.describe()
+        first, once_more = sent.reply.body, await again.again(sent, idempotency_key=key)
+        assert once_more.reply.headers["idempotent-replayed"] == "true"
+        assert once_more.reply.body == first
+    found = await faults_of_sharing(ground, service, clients, "error-500")
+    async with clients.traffic(4, HEALTHY[:2]) as healthy:
+        await asyncio.sleep(1)
+    await settled(ground)
+    assert await asyncio.to_thread(service.stop) == 0
+    for _, sent in keyed:  # a repeat has an id of its own
+        sent.reply.headers["x-request-id"] = sent.reply.headers["x-counterfoil-original-request-id"]
+    audit = Audit(ground.house, clients.sent, ground.upstream.served, since)
+    drift = limits.drift(ground.house)
+    tally.add("PostgreSQL restarted", audit, len(drift), "twice, once by SIGQUIT")
+    assert drift + found + audit.faults() == []
+    assert [one.reply.describe() for one in healthy if not one.reply.whole] == []

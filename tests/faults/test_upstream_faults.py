@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from tests.faults import limits
 from tests.faults.audit import STATUSES, Audit, Case
 from tests.faults.clients import Clients, all_of
-from tests.faults.conftest import Ground
+from tests.faults.conftest import Ground, settled
 from tests.faults.fleet import Service
 from tests.faults.load import PRICE, Sent
 from tests.faults.rows import BROKEN, ERROR, ROWS, WHOLE, Fault, Row
@@ -28,7 +27,6 @@ from tests.upstream_scripts import Exchange, Script
 HEALTHY = "words-9"  # the deployment behind the one that fails
 MOST_MEGABYTES = 600  # of a worker, with eight answers of 10 MB at once
 WORDS_OF_ONE = re.compile(r"(?:w\d+ )*|(?:x\d+ )*|x*")
-SETTLED_SECONDS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +85,7 @@ async def test_a_fault_of_a_provider(row: Row, ground: Ground, service: Service,
         )
         await all_of([clients.ask("words-12") for _ in range(4)])
     megabytes = service.megabytes()
-    settle(ground)
+    await settled(ground)
     audit = Audit(ground.house, clients.sent, ground.upstream.served, since, STATUSES | {400})
     drift = limits.drift(ground.house)
     tally.add(row.name, audit, len(drift), f"{megabytes} MB")
@@ -101,14 +99,6 @@ async def test_a_fault_of_a_provider(row: Row, ground: Ground, service: Service,
     assert megabytes < MOST_MEGABYTES
     seen = [request for request in ground.upstream.served if request.model == model(row, "bad")]
     assert len(seen) >= 2 * row.count or row.stream.script is None, "the fault was hardly seen"
-
-
-def settle(ground: Ground) -> None:
-    """What was cut is booked without anybody waiting for it."""
-    deadline = time.monotonic() + SETTLED_SECONDS
-    while ground.house.query("SELECT 1 FROM ledger_hold LIMIT 1"):
-        assert time.monotonic() < deadline, "holds are left"
-        time.sleep(0.02)
 
 
 def faults_of_text(sent: Sent) -> Iterator[str]:

@@ -49,7 +49,7 @@ class Wrong:
         said = right if self.usage == "right" else self.usage
         if said is not None:
             await exchange.write(_event({"choices": [], "usage": said}))
-        exchange.usage = right if self.usage == "right" else None
+        exchange.usage = believable(right if self.usage == "right" else said)
         await self._write(exchange, self.tail)
         if self.then is not None:
             return await self.then(exchange)
@@ -77,13 +77,19 @@ class Whole:
     async def __call__(self, exchange: Exchange) -> None:
         data = answer(exchange.body, self.text, self.usage)
         sent = data[: int(len(data) * self.share)]
-        if self.usage == "right" and self.then is None and not self.off and self.share == 1.0:
-            exchange.usage = usage_of(exchange.body, WORDS)
+        if self.then is None and not self.off and self.share == 1.0:
+            exchange.usage = believable(usage_of(exchange.body, WORDS) if self.usage == "right" else self.usage)
         await exchange.head(200, JSON, len(sent if self.right_length else data) + self.off)
         await exchange.send_raw(sent)
         if self.then is not None:
             return await self.then(exchange)
         await exchange.end()
+
+
+def believable(said: Any) -> Json | None:
+    """What may be booked as it was said: whole numbers of tokens, in the order of magnitude of an answer."""
+    found = isinstance(said, dict) and [said.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    return said if found and all(type(count) is int and 0 <= count < 10**9 for count in found) else None
 
 
 def answer(body: Json, text: str, usage: Any = "right") -> bytes:
