@@ -21,14 +21,16 @@ from tests.faults.fleet import Fleet, Service
 from tests.faults.load import Sent
 from tests.faults.tally import Tally
 from tests.faults.test_books import sweeper
-from tests.faults.test_kills import busiest
+from tests.faults.test_deploys import until
+from tests.faults.test_kills import SLOW, busiest, slow_down
 from tests.faults.wire import Goodbye
 from tests.house import Row
 from tests.upstream import Served
 
-KEYS = 40
+KEYS = 60
 KILLS = 3
-MODELS = ("words-12", "words-40-every-5", "words-25-every-30", "slow-120")
+MODELS = (SLOW, "words-25-every-30", "slow-120")
+AT_LEAST = 4  # in flight when a worker is killed
 MOST_SECONDS = 90
 
 
@@ -49,7 +51,7 @@ class Repeater:
         return self.first
 
     async def run(self) -> None:
-        await asyncio.sleep(self.draw.uniform(0, 6))
+        await asyncio.sleep(self.draw.uniform(0, 8))
         for attempt in range(1000):
             await self._ask(self._goodbye() if attempt < 3 else Goodbye())
             reply = self.sent.reply
@@ -79,7 +81,7 @@ class Repeater:
 
 async def kill_workers(ground: Ground, service: Service) -> None:
     for number in range(KILLS):
-        await asyncio.sleep(1.5)
+        await until(lambda: len(ground.house.query("SELECT 1 FROM ledger_hold")) >= AT_LEAST, "some are in flight")
         os.kill(busiest(ground, service), signal.SIGKILL)
         await asyncio.to_thread(service.until_said, "worker ready", 3 + number)
 
@@ -87,6 +89,7 @@ async def kill_workers(ground: Ground, service: Service) -> None:
 async def test_a_key_is_answered_and_charged_once(ground: Ground, fleet: Fleet, tally: Tally) -> None:
     since, service, draw = ground.now(), fleet.serve(), random.Random(5)
     clients = Clients(service.port, ground.key)
+    slow_down(ground, 1.5)
     repeaters = [Repeater(clients, draw, number) for number in range(KEYS)]
     with sweeper(ground):
         async with asyncio.timeout(MOST_SECONDS):
