@@ -77,6 +77,7 @@ def test_attempts_are_counted_by_deployment(read: Read) -> None:
     metrics.attempt_ended(provider=4, deployment_id=9, outcome="ok", seconds=0.3)
     assert read("counterfoil_attempts_total", deployment="9", provider="4", outcome="status_503") == 1
     assert read("counterfoil_attempt_seconds_sum", deployment="9") == 0.5
+    assert read("counterfoil_breaker_state", deployment="9") == 0  # nobody has opened it
 
 
 class State(Enum):

@@ -200,6 +200,8 @@ def _place(family: Family, *given: str) -> int:
         for name, value in zip(family.labels, given, strict=True)
     )
     place = slots.place(family, bounded)
+    if family is families.ATTEMPT_SECONDS:
+        slots.place(families.BREAKER_STATE, bounded)  # closed, until somebody says otherwise
     if bounded == given:
         _single[family.name, given] = place
     return place
