@@ -135,7 +135,7 @@ def test_it_makes_the_claim_of_a_long_probe_longer_but_not_for_ever() -> None:
     assert breaker.claim(5.0)
     assert not breaker.renew(10.0, below=20, longest=120)
     assert breaker.renew(20.0, below=20, longest=120)
-    assert breaker.opens_in(20.0) == 30
+    assert (breaker.opens_in(20.0), breaker.retry_in(20.0)) == (30, 1)
     assert not breaker.renew(125.0, below=20, longest=120)
 
 

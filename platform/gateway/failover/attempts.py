@@ -196,7 +196,7 @@ class Trip:
         self._leg, self._leg_began, self._probe = leg, time.monotonic(), probe
         self._first_byte_ms = None
         self._span = traces.attempt(leg.placement.target)
-        loads[deployment_id].in_flight += 1
+        loads[deployment_id].begun()
         return True
 
     def _may_follow(self, deployment_id: int) -> bool:
@@ -209,7 +209,7 @@ class Trip:
 
     def unavailable(self) -> Unavailable:
         """None of the legs may be asked at the moment."""
-        soonest = min((board.opens_in(leg.deployment_id) for leg in self._legs), default=1.0)
+        soonest = min((board.retry_in(leg.deployment_id) for leg in self._legs), default=1.0)
         return Unavailable(
             "The model is not available at the moment: its providers fail. Please try again.",
             retry_after=max(1, round(soonest + 0.5)),

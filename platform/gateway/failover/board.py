@@ -51,6 +51,11 @@ class Board:
         breaker = self._breakers.get(deployment_id)
         return 0.0 if breaker is None or breaker.calm else breaker.opens_in(self._clock())
 
+    def retry_in(self, deployment_id: int) -> float:
+        """Seconds after which a client may well try again."""
+        breaker = self._breakers.get(deployment_id)
+        return 0.0 if breaker is None or breaker.calm else breaker.retry_in(self._clock())
+
     async def claim_probe(self, deployment_id: int) -> bool:
         """HALF_OPEN only: True for one caller among all processes, who then tells how it went."""
         breaker = self._breakers.get(deployment_id)

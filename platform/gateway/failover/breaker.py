@@ -21,6 +21,7 @@ FIRST_OPEN_S = 5.0
 LONGEST_OPEN_S = 60.0
 CLAIM_S = 30.0  # a probe of which nothing is heard any more: another may be made
 LONGEST_REST_S = 600.0  # a provider that asks for more is asked again after this
+PROBED_S = 1.0  # what we say while a probe runs: nobody knows when it ends, mostly soon
 FORCED_S = 60.0  # what we say of a deployment that a person took out, since nobody knows
 
 
@@ -148,6 +149,11 @@ class Breaker:
         if not self.open:
             return self.rest_until - now
         return max(self.rest_until, self.open_until, self.claimed_until) - now
+
+    def retry_in(self, now: float) -> float:
+        """As `opens_in`, for a client: a probe that runs is mostly over soon, whatever its claim says."""
+        probed = self.open and max(self.rest_until, self.open_until) <= now < self.claimed_until
+        return min(self.opens_in(now), PROBED_S) if probed and not self.forced else self.opens_in(now)
 
     # ---- what requests tell it ----
 

@@ -77,7 +77,7 @@ def legs_for(
     usable = [leg for leg, state in zip(legs, states, strict=True) if state not in (State.OPEN, State.RESTING)]
     usable += [leg for leg, state in zip(legs, states, strict=True) if state is State.RESTING]
     if not usable:
-        wait_s = min((board.opens_in(leg.deployment_id) for leg in legs), default=30.0)
+        wait_s = min((board.retry_in(leg.deployment_id) for leg in legs), default=30.0)
         raise Unavailable(
             f"The model `{facts.public_id}` is not available at the moment.", retry_after=max(1, ceil(wait_s))
         )
@@ -110,10 +110,11 @@ def _in_order(
             cost = rates.currency, hold(rates, need.input_expected, need.output_expected)
         latency = load.latency_ms(stream=stream, now=moment)
         candidates.append(
-            Candidate(target.deployment_id, placement.priority, placement.weight, load.in_flight, latency, cost)
+            Candidate(target.deployment_id, placement.priority, placement.weight, load.busy(moment), latency, cost)
         )
     key = _sticky_key(request) if facts.sticky else ""
     chosen = selection.ordered(candidates, strategy=facts.strategy, random=_random, sticky_key=key)
+    loads[chosen[0].deployment_id].picked(moment)
     by_id = {placement.target.deployment_id: placement for placement in placements}
     return [by_id[candidate.deployment_id] for candidate in chosen]
 

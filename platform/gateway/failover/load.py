@@ -12,6 +12,8 @@ from collections import defaultdict
 SHARE = 0.2  # of the newest measure in the average
 FRESH_S = 60.0  # an older average says nothing of now
 
+PICKED_S = 0.2  # an admission is over by then; one that was refused is forgotten
+
 # As gRPC throttles retries: each failure takes a token, each success gives a part of one back, and nothing is tried
 # again at a deployment that has less than half of them left. One that fails more than one time in six gets no more
 # than its own requests.
@@ -20,12 +22,25 @@ PER_SUCCESS = 0.2
 
 
 class Load:
-    __slots__ = ("_latency", "in_flight", "tokens")
+    __slots__ = ("_latency", "_picked", "_picked_at", "in_flight", "tokens")
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self._picked, self._picked_at = 0, 0.0
         self.tokens = TOKENS
         self._latency: dict[bool, tuple[float, float]] = {}  # by stream: (average ms, when)
+
+    def busy(self, now: float) -> int:
+        """In flight, and on the way there: chosen, and not admitted yet. Else all who come at once go to the same."""
+        return self.in_flight + (self._picked if now - self._picked_at < PICKED_S else 0)
+
+    def picked(self, now: float) -> None:
+        self._picked = self._picked + 1 if now - self._picked_at < PICKED_S else 1
+        self._picked_at = now
+
+    def begun(self) -> None:
+        self.in_flight += 1
+        self._picked = max(0, self._picked - 1)
 
     def latency_ms(self, *, stream: bool, now: float) -> float | None:
         average, at = self._latency.get(stream, (0.0, -FRESH_S))

@@ -199,6 +199,17 @@ async def test_a_fallback_model_answers_under_its_own_name_and_price(
     assert [attempt.model for attempt in attempts] == ["acme-chat", "acme-chat", "acme-small"]
 
 
+async def test_nobody_served_what_failed_everywhere(upstream: Upstream, served: Served, ask: Any) -> None:
+    await sync_to_async(served)("acme-small", "small")
+    await sync_to_async(served)("acme-chat", "first", fallbacks=["acme-small"], max_attempts=2)
+    for name in ("first", "small"):
+        upstream.script(name, error(500))
+    assert (await ask()).status_code == 502
+    record, attempts = await books()
+    assert (record.status, record.served_model) == ("failed", "")
+    assert [attempt.model for attempt in attempts] == ["acme-chat", "acme-small"]
+
+
 async def test_a_fallback_that_the_key_may_not_call_is_left_out(upstream: Upstream, served: Served, ask: Any) -> None:
     await sync_to_async(served)("globex-chat", "theirs")
     await sync_to_async(served)("acme-chat", "first", fallbacks=["globex-chat"], max_attempts=2)
@@ -287,6 +298,16 @@ async def test_the_cheapest_deployment_is_asked_first(
     for _ in range(6):
         await ask()
     assert set(asked(upstream)) == {"cheap"}
+
+
+async def test_those_who_come_at_once_are_spread(upstream: Upstream, served: Served, ask: Any) -> None:
+    same = [{"upstream_model": name, "priority": 0, "weight": weight} for name, weight in (("one", 1), ("two", 2))]
+    await sync_to_async(served)("acme-chat", *same, strategy="least_busy")
+    for name in ("one", "two"):
+        upstream.script(name, Answer(delay=0.3))
+    await asyncio.gather(*(ask() for _ in range(12)))
+    counts = Counter(asked(upstream))
+    assert (3 <= counts["one"] <= 5) and counts.total() == 12
 
 
 async def test_a_disabled_deployment_is_not_asked(upstream: Upstream, served: Served, ask: Any) -> None:
