@@ -131,6 +131,7 @@ class UpstreamError(GatewayError):
 
     status = 502
     reached = True
+    ours = False  # nobody could be asked for want of something here: files, ports
     phase: Phase = "body"
 
 

@@ -239,6 +239,8 @@ def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException
         trip.left()
         prompt = tokens.estimate_request(route.request) if trip.abandoned else 0
         usage = Usage(input_tokens=prompt, estimated=True) if prompt else NOTHING
+        if not trip.abandoned:
+            route.order.served_model = ""
         _settle(call, route, "interrupted", usage, http_status=499, error_code="client_disconnected")
         return exc
     if not isinstance(exc, GatewayError):
@@ -247,6 +249,7 @@ def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException
     if isinstance(exc, Unavailable):
         exc.headers.setdefault("retry-after", "1")  # the provider may not have said
     code = exc.code or ("upstream_error" if isinstance(exc, UpstreamError) else exc.type)
+    route.order.served_model = ""  # nobody has
     _settle(call, route, "failed", NOTHING, http_status=exc.status, error_code=code)
     return exc
 

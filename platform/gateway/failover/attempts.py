@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeVar
 
-from gateway.errors import GatewayError, InternalError, Unavailable
+from gateway.errors import GatewayError, InternalError, InvalidRequest, Unavailable
 from gateway.failover.board import State, board
 from gateway.failover.legs import Leg
 from gateway.failover.load import loads
@@ -49,6 +49,7 @@ class Trip:
     async def run(self, go: Callable[[Leg], Awaitable[T]]) -> T:
         """What `go` returns for the first leg that answers. Raises what the last one raised."""
         leg: Leg | None = self._first
+        told: tuple[GatewayError, str] | None = None  # what went wrong first, at which model
         if not await self._enter(self._first):
             leg = await self._next()
         if leg is None:
@@ -59,6 +60,9 @@ class Trip:
             except GatewayError as exc:
                 self._failed(fault_of(exc), exc)
                 following = await self._next()
+                told = told or (exc, leg.model)
+                if following is None and _of_a_stand_in(exc, leg.model, *told):
+                    raise told[0] from exc
                 if following is None:
                     raise
                 leg = following
@@ -91,10 +95,10 @@ class Trip:
         first_time = leg.deployment_id not in self._faults  # one request is one witness, however often it tries
         if fault.blame and (first_time or self._probe):
             board.failed(leg.deployment_id, fault.blame, probe=self._probe)
-        elif self._probe and fault.again and not fault.blame:
-            board.abandoned(leg.deployment_id)
-        elif self._probe:  # it says no to this client, and so is well
+        elif self._probe and fault.well:
             board.succeeded(leg.deployment_id, probe=True)
+        elif self._probe:
+            board.abandoned(leg.deployment_id)
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
@@ -218,3 +222,10 @@ class Trip:
     @staticmethod
     def _elapsed_ms(since: float) -> int:
         return round((time.monotonic() - since) * 1000)
+
+
+def _of_a_stand_in(exc: GatewayError, model: str, first: GatewayError, asked: str) -> bool:
+    """A request that another model or protocol does not take is not wrong: the first might have taken it."""
+    if not isinstance(exc, InvalidRequest) or isinstance(first, InvalidRequest):
+        return False
+    return model != asked or exc.upstream_status is None
