@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeVar
 
-from gateway.errors import GatewayError, InternalError, InvalidRequest, Unavailable
+from gateway.errors import STOPPED, GatewayError, InternalError, InvalidRequest, Unavailable
 from gateway.failover.board import State, board
 from gateway.failover.legs import Leg
 from gateway.failover.load import loads
@@ -44,6 +44,7 @@ class Trip:
         self._span: Span | None = None
         self._first_byte_ms: int | None = None
         self._faults: dict[int, Fault] = {}  # the last one, by deployment
+        self.abandoned = False  # a provider was being asked when nobody waited any more
         self.done: list[Attempt] = []
 
     async def run(self, go: Callable[[Leg], Awaitable[T]]) -> T:
@@ -69,8 +70,8 @@ class Trip:
             except Exception:
                 self._failed(Fault("internal"), InternalError())
                 raise
-            except BaseException:
-                self.left()
+            except BaseException as exc:
+                self.left("server_stopped" if STOPPED in exc.args else "client_left")
                 raise
             else:
                 self._first_byte_ms = self._elapsed_ms(self._began)
@@ -88,7 +89,7 @@ class Trip:
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
-        leg = self._leave(fault.outcome, exc.status)
+        leg = self._leave(fault.outcome, exc.upstream_status or 0)
         load = loads[leg.deployment_id]
         if fault.here or fault.blame:
             load.failed()
@@ -104,22 +105,18 @@ class Trip:
         self._probe = False
         self._faults[leg.deployment_id] = fault
 
-    @property
-    def abandoned(self) -> bool:
-        """A provider was being asked when the client left."""
-        return bool(self.done) and self.done[-1].outcome == "client_left"
-
-    def left(self) -> None:
-        """The client has gone, before the first byte."""
+    def left(self, outcome: str) -> None:
+        """Nobody waits any more, before the first byte: the client has gone, or the server stops."""
         if self._leg is not None:
-            leg = self._leave("client_left", 499)
+            self.abandoned = True
+            leg = self._leave(outcome, 0)
             if self._probe:
                 board.abandoned(leg.deployment_id)
 
-    def ended(self, outcome: str, http_status: int = 200) -> None:
+    def ended(self, outcome: str) -> None:
         """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault)."""
         if self._leg is not None:
-            leg = self._leave(outcome, http_status)
+            leg = self._leave(outcome, 200)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut")
@@ -127,6 +124,7 @@ class Trip:
                 board.succeeded(leg.deployment_id)
 
     def _leave(self, outcome: str, http_status: int) -> Leg:
+        """`http_status` is the provider's own; 0: none came."""
         leg, self._leg = self._leg, None
         assert leg is not None
         loads[leg.deployment_id].in_flight -= 1

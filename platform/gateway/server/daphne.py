@@ -26,6 +26,7 @@ from daphne import server as stock  # noqa: E402
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol  # noqa: E402
 from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
 
+from gateway.errors import STOPPED  # noqa: E402
 from gateway.replies import running  # noqa: E402
 from gateway.server import state  # noqa: E402
 from gateway.server.exchange import Exchange  # noqa: E402
@@ -174,7 +175,7 @@ class Server(stock.Server):
         tasks: set[asyncio.Future[Any]] = {exchange.task for exchange in self.exchanges if exchange.task}
         tasks |= self._close_sockets() | running.tasks
         for task in tasks:
-            task.cancel()
+            task.cancel(STOPPED)
         if tasks:
             logger.warning("cancelled", extra={"requests": len(tasks)})
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
