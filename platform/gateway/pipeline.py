@@ -107,6 +107,7 @@ class Relay:
             raise
         except Exception as exc:
             log.exception("Relaying request %s failed", self._call.request_id)
+            self._route.trip.ended("internal")
             await self._end("interrupted", "internal_error")
             raise InternalError() from exc
         await self._end("completed")

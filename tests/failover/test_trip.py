@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from gateway.failover import attempts, load
 from gateway.failover.attempts import Trip
 from gateway.failover.board import Board, State
 from gateway.failover.legs import Leg
-from gateway.failover.load import Load
+from gateway.failover.load import loads
 from gateway.upstreams.base import Target
 
 
@@ -36,7 +35,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     board = Board()
     monkeypatch.setattr(attempts, "board", board)
-    monkeypatch.setattr(attempts, "loads", defaultdict(Load))
+    loads.clear()
+    monkeypatch.setattr(attempts, "loads", loads)
     return board
 
 
@@ -94,7 +94,7 @@ async def test_want_of_files_here_is_no_fault_of_the_providers(board: Board) -> 
         with pytest.raises(UpstreamError):
             await trip(leg(1), leg(2)).run(going(dict.fromkeys((1, 2), error(None, phase="connect", ours=True))))
     assert board.state(1) is board.state(2) is State.CLOSED
-    assert attempts.loads[1].may_retry
+    assert loads[1].may_retry
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ async def test_what_another_deployment_of_the_model_calls_wrong_is_wrong() -> No
 
 
 async def test_a_reserve_that_once_failed_often_is_asked_again_after_a_while(clock: Clock) -> None:
-    outcomes = {1: error(500), 2: "from the reserve"}
+    outcomes: dict[int, BaseException | str] = {1: error(500), 2: "from the reserve"}
     for _ in range(50):
-        attempts.loads[2].failed()
+        loads[2].failed()
     with pytest.raises(UpstreamError):
         await trip(leg(1), leg(2)).run(going(outcomes))
     clock.now += 59
-    assert not attempts.loads[2].may_retry
+    assert not loads[2].may_retry
     clock.now += 2
     assert await trip(leg(1), leg(2)).run(going(outcomes)) == "from the reserve"

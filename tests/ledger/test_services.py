@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from django.db import connection
 from django.utils import timezone
 
-from gateway.catalogue.models import Model, Price
+from gateway.catalogue.models import Model, Price, Provider
 from gateway.ledger.books import Delta
 from gateway.ledger.models import Adjustment, Counter, UsageRecord, WorkItem
 from gateway.ledger.services import TOKENS, adjust, net, rate_unpriced, resolve_unknown
@@ -209,3 +209,41 @@ def test_it_resolves_once_and_only_what_is_unknown(unknown: WorkItem, unpriced: 
         resolve_unknown(item=unpriced, charged=True, reason="yes", by=by)
     with pytest.raises(ValidationError, match="Say why"):
         resolve_unknown(item=unpriced, charged=True, reason="", by=by)
+
+
+def test_it_charges_what_died_at_a_fallback_at_the_fallbacks_price(acme: APIKey, chat_model: Model, by: User) -> None:
+    provider = Provider.objects.create(name="other", protocol="echo")
+    small = Model.objects.create(public_id="acme-small")
+    since = NOON - timedelta(days=1)
+    for side, price in (("charge", 2_000_000), ("cost", 1_000_000)):
+        Price.objects.create(model=small, side=side, currency="USD", input=price, output=price, effective_from=since)
+    fixed = {price.side: price.pk for price in Price.objects.filter(model=chat_model)}
+    swept = {"status": "unknown", "charge": 0, "cost": 0, "estimated": True, "cached_input_tokens": 0}
+    swept |= {"reasoning_tokens": 0, "input_tokens": 1000, "output_tokens": 2000, "lines": "[]"}
+    swept |= {"charge_price_id": fixed["charge"], "cost_price_id": fixed["cost"], "served_model": "acme-small"}
+    item = work(booked(acme, chat_model, provider_id=provider.pk, **swept), "unknown")
+
+    adjustment = resolve_unknown(item=item, charged=True, reason="the provider billed it", by=by)
+
+    assert (adjustment.charge, adjustment.cost) == (3000 * 2, 3000)
+    assert_books_agree()
+
+
+def test_its_cost_is_that_of_the_provider_that_had_it(acme: APIKey, chat_model: Model, by: User) -> None:
+    first, second = (Provider.objects.create(name=name, protocol="echo") for name in ("one", "two"))
+    prices = {}
+    for provider, price in ((first, 1_000_000), (second, 5_000_000)):
+        prices[provider] = Price.objects.create(
+            model=chat_model,
+            side="cost",
+            provider=provider,
+            currency="USD",
+            input=price,
+            output=price,
+            effective_from=NOON - timedelta(days=1),
+        )
+    swept = {"status": "unknown", "charge": 0, "cost": 0, "estimated": True, "cached_input_tokens": 0}
+    swept |= {"reasoning_tokens": 0, "input_tokens": 1000, "output_tokens": 2000, "lines": "[]"}
+    swept |= {"cost_price_id": prices[first].pk, "provider_id": second.pk}
+    item = work(booked(acme, chat_model, **swept), "unknown")
+    assert resolve_unknown(item=item, charged=True, reason="billed", by=by).cost == 3000 * 5

@@ -114,13 +114,13 @@ class Trip:
                 board.abandoned(leg.deployment_id)
 
     def ended(self, outcome: str) -> None:
-        """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault)."""
+        """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault; `internal`: ours)."""
         if self._leg is not None:
             leg = self._leave(outcome, 200)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut")
-            elif self._stream:
+            elif self._stream and outcome != "internal":
                 board.succeeded(leg.deployment_id)
 
     def _leave(self, outcome: str, http_status: int) -> Leg:

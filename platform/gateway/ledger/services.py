@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.db.models import Sum
 from django.utils import timezone
 
-from gateway.catalogue.models import Price
+from gateway.catalogue.models import Model, Price
 from gateway.catalogue.pricing import format_amount, rate
 from gateway.catalogue.snapshot import rates_of
 from gateway.ledger.books import Delta, record_adjustment
@@ -148,13 +148,21 @@ def _rated(tokens: dict[str, int], charge: Price, cost: Price | None) -> tuple[D
 
 
 def _price(record: UsageRecord, side: str) -> Price | None:
-    """The price that was fixed at admission, else the one in force then: the owner's own before the general."""
-    fixed = record.charge_price_id if side == Price.Side.CHARGE else record.cost_price_id
-    if fixed is not None:
-        return Price.objects.filter(pk=fixed).first()
-    rows = Price.objects.filter(
-        model_id=record.catalogue_model_id, side=side, effective_from__lte=record.started_at
-    ).order_by("-effective_from", "-id")
+    """The price that was fixed at admission, else the one in force then: the owner's own before the general.
+
+    Of a request that was given to another model, or provider, and whose process died there, the one that was fixed
+    is the first's, whom nobody asked.
+    """
+    model_id = record.catalogue_model_id or 0
+    if record.served_model:
+        model_id = Model.objects.filter(public_id=record.served_model).values_list("pk", flat=True).first() or 0
+    price_id = record.charge_price_id if side == Price.Side.CHARGE else record.cost_price_id
+    fixed = Price.objects.filter(pk=price_id or 0).first()
+    if fixed is not None and fixed.model_id == model_id and fixed.provider_id in (None, record.provider_id):
+        return fixed
+    rows = Price.objects.filter(model_id=model_id, side=side, effective_from__lte=record.started_at).order_by(
+        "-effective_from", "-id"
+    )
     if side == Price.Side.CHARGE:
         rows = rows.filter(currency=record.charge_currency)
         return rows.filter(tenant_id=record.tenant_id).first() or rows.filter(tenant=None).first()
