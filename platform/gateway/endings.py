@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.calls import Call
+from gateway.errors import STOPPED
 from gateway.ledger.items import Ending, Order
 from gateway.limits.expectations import expectations
 from gateway.routing import Route
 from gateway.telemetry import metrics
 from gateway.upstreams.base import Usage
+
+
+class Abandonment(NamedTuple):
+    """Why nobody waits for an answer any more."""
+
+    error_code: str
+    outcome: str  # of the attempt
+    http_status: int
+
+
+LEFT = Abandonment("client_disconnected", "client_left", 499)
+CUT_OFF = Abandonment("server_stopped", "server_stopped", 503)
+
+
+def abandonment(exc: BaseException) -> Abandonment:
+    return CUT_OFF if STOPPED in exc.args else LEFT
+
 
 # The last requests that ended here, for the admin's live feed; console.feed takes them from the left.
 ended_requests: deque[dict[str, Any]] = deque(maxlen=500)

@@ -25,6 +25,9 @@ from typing import Literal
 # were here, the first byte of the body was.
 Phase = Literal["connect", "sent", "head", "body"]
 
+# What a server that stops cancels its last requests with: else they would look like clients that left.
+STOPPED = "the server stops"
+
 
 class GatewayError(Exception):
     """An answer that is not 200. The four fields are those of OpenAI's error object.
@@ -131,6 +134,7 @@ class UpstreamError(GatewayError):
 
     status = 502
     reached = True
+    ours = False  # nobody could be asked for want of something here: files, ports
     phase: Phase = "body"
 
 

@@ -102,11 +102,11 @@ class Relay:
         except StopAsyncIteration:
             pass
         except GatewayError as exc:
-            self._route.trip.ended("cut", exc.status)
+            self._route.trip.ended("cut")
             await self._end("interrupted", exc.code or "upstream_error")
             raise
-        except asyncio.CancelledError:
-            self._leave()
+        except asyncio.CancelledError as exc:
+            self._leave(endings.abandonment(exc))
             raise
         except Exception as exc:
             log.exception("Relaying request %s failed", self._call.request_id)
@@ -124,12 +124,12 @@ class Relay:
         finally:
             await settled
 
-    def _leave(self) -> None:
+    def _leave(self, why: endings.Abandonment = endings.LEFT) -> None:
         if not self._settled:
             self._ended = self._settled = True
             call, route = self._call, self._route
-            route.trip.ended("client_left", 499)
-            ending = endings.ending_of(call, route, "interrupted", self._stream.usage, 200, "client_disconnected")
+            route.trip.ended(why.outcome)
+            ending = endings.ending_of(call, route, "interrupted", self._stream.usage, 200, why.error_code)
             desk.current().book(route.order, ending)
             endings.tell(call, route.order, ending)
 
@@ -238,11 +238,13 @@ def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException
     """Book a request that ended before its first byte; returns what to raise."""
     if isinstance(exc, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
         # What is in nobody's hands while it waits for its next attempt costs nothing.
-        trip = route.trip
-        trip.left()
+        trip, why = route.trip, endings.abandonment(exc)
+        trip.left(why.outcome)
         prompt = tokens.estimate_request(route.request) if trip.abandoned else 0
         usage = Usage(input_tokens=prompt, estimated=True) if prompt else NOTHING
-        _settle(call, route, "interrupted", usage, http_status=499, error_code="client_disconnected")
+        if not trip.abandoned:
+            route.order.served_model = ""
+        _settle(call, route, "interrupted", usage, http_status=why.http_status, error_code=why.error_code)
         return exc
     if not isinstance(exc, GatewayError):
         log.error("Request %s failed", call.request_id, exc_info=exc)
@@ -250,6 +252,7 @@ def _settle_fault(call: Call, route: Route, exc: BaseException) -> BaseException
     if isinstance(exc, Unavailable):
         exc.headers.setdefault("retry-after", "1")  # the provider may not have said
     code = exc.code or ("upstream_error" if isinstance(exc, UpstreamError) else exc.type)
+    route.order.served_model = ""  # nobody has
     _settle(call, route, "failed", NOTHING, http_status=exc.status, error_code=code)
     return exc
 

@@ -143,7 +143,10 @@ def choose_route(
     if len(legs) > 1 or first.placement.limited:
         _prepare_for_others(order, legs, now)
     if watching:
-        order.claims = _claims(watching, need, order.hold_rates or first.charge_rates, caller, now, name)
+        # One without a price has no bound, whatever the others cost.
+        priced = all(leg.charge_rates is not None for leg in legs)
+        most = (order.hold_rates or first.charge_rates) if priced else None
+        order.claims = _claims(watching, need, most, caller, now, name)
     return Route(order, legs, facts, request, include_usage, {rule.id: rule for rule in watching}, need, cap, now)
 
 

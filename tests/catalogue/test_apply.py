@@ -305,3 +305,9 @@ def test_it_names_file_and_line_of_a_problem(file: Path) -> None:
         f"Nothing was changed: 1 problem in {file}.",
     )
     assert run(str(file.with_name("missing.yaml")))[1].endswith("missing.yaml: No such file or directory")
+
+
+@pytest.mark.parametrize("secret", ["sk-one\nsk-two", "sk-grün", "sk-\0"])
+def test_it_takes_no_credential_that_no_header_can_hold(secret: str) -> None:
+    with pytest.raises(Refused, match="ACME_LLM_KEY holds what no HTTP header can"):
+        apply(ACME, environ={"ACME_LLM_KEY": secret})

@@ -73,8 +73,9 @@ class Case:
         if not self.attempts:
             return (1, 1) if self.status == "completed" else (0, 0)
         outcomes = [row["outcome"] for row in self.attempts]
-        seen = sum(outcome not in (*UNSEEN, "client_left") for outcome in outcomes)
-        return seen, seen + outcomes.count("client_left")
+        unsure = ("client_left", "server_stopped")
+        seen = sum(outcome not in (*UNSEEN, *unsure) for outcome in outcomes)
+        return seen, seen + sum(outcome in unsure for outcome in outcomes)
 
     @property
     def status(self) -> str:
@@ -241,7 +242,13 @@ def _faults_of_record(case: Case) -> Iterator[str]:
     if case.status == "interrupted":
         delivered = DELIVERED.search(case.sent.reply.body)
         # Whoever left while the next attempt was waited for has cost nothing.
-        asked = not case.attempts or case.attempts[-1]["outcome"] in ("ok", "cut", "client_left", "timeout")
+        asked = not case.attempts or case.attempts[-1]["outcome"] in (
+            "ok",
+            "cut",
+            "client_left",
+            "server_stopped",
+            "timeout",
+        )
         if (asked and not record["input_tokens"]) or (delivered and not record["output_tokens"]):
             yield "interrupted, and what was delivered is not there"
 

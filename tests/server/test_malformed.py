@@ -22,6 +22,7 @@ MALFORMED = {
     "NUL in a header": POST + b"X: a\x00b\r\n\r\n",
     "a vertical tab in a header": POST + b"X: a\x0bb\r\n\r\n",
     "a length that is no number": POST + b"Content-Length: +5\r\n\r\n",
+    "a length that Python cannot read": POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
     "two lengths": POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
     "a length and chunks": POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "an unknown encoding": POST + b"Transfer-Encoding: gzip\r\n\r\n",
@@ -51,6 +52,25 @@ def test_it_limits_headers(stub: RunningServer, headers: bytes) -> None:
     with Connection(stub) as connection:
         connection.send(POST + headers + b"\r\n")
         assert connection.read().status == 431
+
+
+def test_it_counts_headers_that_it_has_seen_before(stub: RunningServer) -> None:
+    """Thousands of known lines would cost a good part of a second."""
+    with Connection(stub) as connection:
+        connection.send(POST + b"X: 1\r\nContent-Length: 2\r\n\r\n{}")
+        assert connection.read().status == 200
+        connection.send(POST + b"X: 1\r\n" * 300 + b"\r\n")
+        assert connection.read().status == 431
+
+
+def test_a_websocket_that_is_none_is_no_defect_of_ours(stub: RunningServer) -> None:
+    with Connection(stub) as connection:
+        connection.send(b"GET /ws/feed/ HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n")
+        assert b" 400 " in connection.rest()
+    with Connection(stub) as connection:
+        connection.request("GET", "/livez")
+        assert connection.read().status == 200
+    assert "AttributeError" not in stub.log.read_text()
 
 
 def test_it_refuses_the_middle_header_before_the_application_runs(stub: RunningServer) -> None:

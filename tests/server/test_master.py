@@ -180,6 +180,39 @@ def test_more_signals_hurry_it(company: Company) -> None:
     assert [worker.kill_at for worker in company.started] == [0, 0]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("no such folder"), subprocess.SubprocessError("preexec_fn")])
+def test_a_process_that_cannot_be_made_ends_the_reload_and_nothing_else(
+    company: Company, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The folder of the release before was deleted, or there is no memory: those that run must not end with us."""
+    start = Worker.start
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Worker, "start", fail)
+    company.master._on_reload()
+    company.look()
+    company.look()
+    assert company.serving == [1, 1]
+    assert company.said[-2:] == ["worker could not be started", "reload failed: those that ran go on"]
+    company.master.slots[0].serving.dead = True  # type: ignore[union-attr]
+    company.look()
+    assert company.serving == [0, 1]
+    monkeypatch.setattr(Worker, "start", start)
+    company.master._on_reload()
+    for _ in range(4):
+        company.ready()
+    assert company.serving == [3, 3]
+
+
+def test_each_worker_may_drain_for_as_long_as_its_own_settings_say(company: Company) -> None:
+    """It read `.env` when it was started, which may have been after a crash: SIGHUP is not the only way."""
+    company.started[0].sizes = Sizes(2, 300)
+    company.master._on_stop()
+    assert [worker.stopped for worker in company.started] == [[300], [20]]
+
+
 def test_a_stop_ends_a_reload(company: Company) -> None:
     company.master._on_reload()
     company.look()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, InvalidRequest, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
 from gateway.upstreams.base import Target
-from gateway.upstreams.faults import from_response, retry_headers
+from gateway.upstreams.faults import from_exception, from_response, retry_headers
 from gateway.upstreams.scrub import scrub
 
 TARGET = Target(
@@ -203,3 +206,12 @@ def test_our_name_of_the_provider_is_not_repeated() -> None:
 @given(text=st.text(max_size=200), url=st.sampled_from(["", "http://[::1]:9/v1", "x", "http://a/"]))
 def test_scrubbing_never_raises(text: str, url: str) -> None:
     assert isinstance(scrub(text, Target(1, 1, "openai", url, "", "", 1, 1), "m"), str)
+
+
+@pytest.mark.parametrize(
+    ("number", "ours"), [(errno.EMFILE, True), (errno.ENFILE, True), (errno.ECONNREFUSED, False)]
+)
+def test_who_is_short_of_files_is_not_the_provider(number: int, ours: bool) -> None:
+    where: Any = SimpleNamespace(host="llm-7.acme-ai.com", port=8443, ssl=True)
+    found = from_exception(aiohttp.ClientConnectorError(where, OSError(number, "no")), TARGET, "connect")
+    assert (found.ours, found.reached, found.phase) == (ours, False, "connect")

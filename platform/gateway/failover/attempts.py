@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeVar
 
-from gateway.errors import GatewayError, InternalError, Unavailable
+from gateway.errors import STOPPED, GatewayError, InternalError, InvalidRequest, Unavailable
 from gateway.failover.board import State, board
 from gateway.failover.legs import Leg
 from gateway.failover.load import loads
@@ -44,11 +44,13 @@ class Trip:
         self._span: Span | None = None
         self._first_byte_ms: int | None = None
         self._faults: dict[int, Fault] = {}  # the last one, by deployment
+        self.abandoned = False  # a provider was being asked when nobody waited any more
         self.done: list[Attempt] = []
 
     async def run(self, go: Callable[[Leg], Awaitable[T]]) -> T:
         """What `go` returns for the first leg that answers. Raises what the last one raised."""
         leg: Leg | None = self._first
+        told: tuple[GatewayError, str] | None = None  # what went wrong first, at which model
         if not await self._enter(self._first):
             leg = await self._next()
         if leg is None:
@@ -59,14 +61,17 @@ class Trip:
             except GatewayError as exc:
                 self._failed(fault_of(exc), exc)
                 following = await self._next()
+                told = told or (exc, leg.model)
+                if following is None and _of_a_stand_in(exc, leg.model, *told):
+                    raise told[0] from exc
                 if following is None:
                     raise
                 leg = following
             except Exception:
                 self._failed(Fault("internal"), InternalError())
                 raise
-            except BaseException:
-                self.left()
+            except BaseException as exc:
+                self.left("server_stopped" if STOPPED in exc.args else "client_left")
                 raise
             else:
                 self._first_byte_ms = self._elapsed_ms(self._began)
@@ -84,38 +89,34 @@ class Trip:
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
-        leg = self._leave(fault.outcome, exc.status)
+        leg = self._leave(fault.outcome, exc.upstream_status or 0)
         load = loads[leg.deployment_id]
         if fault.here or fault.blame:
             load.failed()
         first_time = leg.deployment_id not in self._faults  # one request is one witness, however often it tries
         if fault.blame and (first_time or self._probe):
             board.failed(leg.deployment_id, fault.blame, probe=self._probe)
-        elif self._probe and fault.again and not fault.blame:
-            board.abandoned(leg.deployment_id)
-        elif self._probe:  # it says no to this client, and so is well
+        elif self._probe and fault.well:
             board.succeeded(leg.deployment_id, probe=True)
+        elif self._probe:
+            board.abandoned(leg.deployment_id)
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
         self._faults[leg.deployment_id] = fault
 
-    @property
-    def abandoned(self) -> bool:
-        """A provider was being asked when the client left."""
-        return bool(self.done) and self.done[-1].outcome == "client_left"
-
-    def left(self) -> None:
-        """The client has gone, before the first byte."""
+    def left(self, outcome: str) -> None:
+        """Nobody waits any more, before the first byte: the client has gone, or the server stops."""
         if self._leg is not None:
-            leg = self._leave("client_left", 499)
+            self.abandoned = True
+            leg = self._leave(outcome, 0)
             if self._probe:
                 board.abandoned(leg.deployment_id)
 
-    def ended(self, outcome: str, http_status: int = 200) -> None:
+    def ended(self, outcome: str) -> None:
         """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault)."""
         if self._leg is not None:
-            leg = self._leave(outcome, http_status)
+            leg = self._leave(outcome, 200)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut")
@@ -123,6 +124,7 @@ class Trip:
                 board.succeeded(leg.deployment_id)
 
     def _leave(self, outcome: str, http_status: int) -> Leg:
+        """`http_status` is the provider's own; 0: none came."""
         leg, self._leg = self._leg, None
         assert leg is not None
         loads[leg.deployment_id].in_flight -= 1
@@ -218,3 +220,10 @@ class Trip:
     @staticmethod
     def _elapsed_ms(since: float) -> int:
         return round((time.monotonic() - since) * 1000)
+
+
+def _of_a_stand_in(exc: GatewayError, model: str, first: GatewayError, asked: str) -> bool:
+    """A request that another model or protocol does not take is not wrong: the first might have taken it."""
+    if not isinstance(exc, InvalidRequest) or isinstance(first, InvalidRequest):
+        return False
+    return model != asked or exc.upstream_status is None

@@ -16,18 +16,21 @@ PICKED_S = 0.2  # an admission is over by then; one that was refused is forgotte
 
 # As gRPC throttles retries: each failure takes a token, each success gives a part of one back, and nothing is tried
 # again at a deployment that has less than half of them left. One that fails more than one time in six gets no more
-# than its own requests.
+# than its own requests. What comes back with time is for one that is only ever asked second: without any it would
+# never be asked again.
 TOKENS = 40.0
 PER_SUCCESS = 0.2
+PER_SECOND = 1 / 3
 
 
 class Load:
-    __slots__ = ("_latency", "_picked", "_picked_at", "in_flight", "tokens")
+    __slots__ = ("_at", "_latency", "_picked", "_picked_at", "in_flight", "tokens")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self._picked, self._picked_at = 0, 0.0
         self.tokens = TOKENS
+        self._at = 0.0  # when so many were left
         self._latency: dict[bool, tuple[float, float]] = {}  # by stream: (average ms, when)
 
     def busy(self, now: float) -> int:
@@ -52,14 +55,18 @@ class Load:
         average = first_byte_ms if before is None else before + SHARE * (first_byte_ms - before)
         self._latency[stream] = average, now
         if self.tokens < TOKENS:
-            self.tokens = min(TOKENS, self.tokens + PER_SUCCESS)
+            self.tokens, self._at = min(TOKENS, self._left(now) + PER_SUCCESS), now
 
     def failed(self) -> None:
-        self.tokens = max(0.0, self.tokens - 1)
+        now = time.monotonic()
+        self.tokens, self._at = max(0.0, self._left(now) - 1), now
 
     @property
     def may_retry(self) -> bool:
-        return self.tokens > TOKENS / 2
+        return self.tokens > TOKENS / 2 or self._left(time.monotonic()) > TOKENS / 2
+
+    def _left(self, now: float) -> float:
+        return min(TOKENS, self.tokens + (now - self._at) * PER_SECOND)
 
 
 loads: defaultdict[int, Load] = defaultdict(Load)  # by deployment; as many as the catalogue has

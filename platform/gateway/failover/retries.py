@@ -26,6 +26,11 @@ class Fault(NamedTuple):
     rest_s: float | None = None  # the deployment asked to be left alone for so long
 
     @property
+    def well(self) -> bool:
+        """It is able to answer, and says no to this client."""
+        return self.outcome.startswith("status_") and not (self.blame or self.again)
+
+    @property
     def waits(self) -> bool:
         """Whether the same deployment is worth waiting for. A longer pause is for the client to wait, who is told."""
         return self.here and (self.rest_s or 0.0) <= LONGEST_REST_S
@@ -45,6 +50,8 @@ def fault_of(exc: GatewayError) -> Fault:
         return Fault(said or "overloaded", "status_5xx", again=True, here=True, rest_s=retry_after(exc))
     if not isinstance(exc, UpstreamError):
         return Fault("internal")
+    if exc.ours:
+        return Fault("internal", again=True)
     if exc.phase == "body":
         return Fault("timeout" if isinstance(exc, UpstreamTimeout) else "cut", "cut")
     if status >= 400:

@@ -161,9 +161,10 @@ class Order:
         return item
 
     def _rated(self, ending: Ending) -> tuple[dict[str, int | None], list[list[str | int]]]:
-        """Both amounts, and the class lines that they are the sums of. A failed request costs nothing."""
+        """Both amounts, and the class lines that they are the sums of. A failed request costs nothing, and neither
+        does one whose client left while no provider had it."""
         lines: list[list[str | int]] = []
-        if ending.status == "failed":
+        if ending.status == "failed" or (ending.status == "interrupted" and not ending.usage.total):
             return {"charge": 0, "cost": 0}, lines
         amounts: dict[str, int | None] = {"charge": None, "cost": None}
         units = _units(ending.usage)

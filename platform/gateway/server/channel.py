@@ -37,6 +37,7 @@ LEAVE_SECONDS = 1.0  # in a drain: for a request that is on its way to a connect
 UNCACHED = frozenset({b"Authorization", b"Cookie", b"Proxy-Authorization", b"Content-Length", b"Transfer-Encoding"})
 LONGEST_LINE = 200
 MOST_LINES = 1000
+LONGEST_NUMBER = 100  # digits of a length
 
 
 class Channel(http.HTTPChannel):
@@ -125,6 +126,9 @@ class Channel(http.HTTPChannel):
         name, value = known
         self.requests[-1].requestHeaders._rawHeaders.setdefault(name, []).append(value)
         self._receivedHeaderCount += 1
+        if self._receivedHeaderCount > self.maxHeaders:
+            self._respondToBadRequestAndDisconnect()
+            return False
         return True
 
     def _parse_header(self, line: bytes) -> bool:
@@ -137,6 +141,12 @@ class Channel(http.HTTPChannel):
         if first and name not in UNCACHED and len(line) < LONGEST_LINE and len(lines) < MOST_LINES:
             lines[line] = (name, values[0])
         return True
+
+    def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
+        """Python refuses to read a number of more than 4300 digits."""
+        if header == b"Content-Length" and len(data) > LONGEST_NUMBER:
+            return bool(self._failChooseTransferDecoder())
+        return bool(super()._maybeChooseTransferDecoder(header, data))
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self.refuse(envelope.for_status(431))
@@ -173,6 +183,8 @@ class Channel(http.HTTPChannel):
             return
         self.refused = True
         exchange = self.requests[-1] if self.requests else None
+        if exchange is not None:
+            exchange.forget_body()
         if exchange is not None and exchange.method_known:
             method, target = exchange.method, exchange.path
         else:

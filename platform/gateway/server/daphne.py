@@ -23,9 +23,10 @@ from gateway.server import reactor as reactors
 reactor = reactors.install()  # before Daphne is imported: it would install its own
 
 from daphne import server as stock  # noqa: E402
-from daphne.ws_protocol import WebSocketFactory  # noqa: E402
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol  # noqa: E402
 from twisted.logger import STDLibLogObserver, globalLogBeginner  # noqa: E402
 
+from gateway.errors import STOPPED  # noqa: E402
 from gateway.replies import running  # noqa: E402
 from gateway.server import state  # noqa: E402
 from gateway.server.exchange import Exchange  # noqa: E402
@@ -42,6 +43,12 @@ GOING_AWAY = 1001
 # Requests in flight are all young, and nearly none of them is in a cycle: looking at 700 at a time, as Python
 # does by default, costs 5 % of a request.
 YOUNG_OBJECTS = 20_000
+
+
+class WebSocket(WebSocketProtocol):
+    def onClose(self, *how: Any) -> None:
+        if hasattr(self, "server"):  # else its handshake failed, and nobody knows it
+            super().onClose(*how)
 
 
 class Server(stock.Server):
@@ -77,6 +84,7 @@ class Server(stock.Server):
         globalLogBeginner.beginLoggingTo([STDLibLogObserver("twisted")], redirectStandardIO=False)
         asyncio.set_event_loop(self.loop)
         self.ws_factory = WebSocketFactory(self, server="")
+        self.ws_factory.protocol = WebSocket
         self.ws_factory.setProtocolOptions(
             autoPingTimeout=self.ping_timeout,
             allowNullOrigin=True,
@@ -167,7 +175,7 @@ class Server(stock.Server):
         tasks: set[asyncio.Future[Any]] = {exchange.task for exchange in self.exchanges if exchange.task}
         tasks |= self._close_sockets() | running.tasks
         for task in tasks:
-            task.cancel()
+            task.cancel(STOPPED)
         if tasks:
             logger.warning("cancelled", extra={"requests": len(tasks)})
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)

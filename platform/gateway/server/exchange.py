@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.server")
 
+CRUMB = 4096  # a piece of a body that is smaller is copied
 CLOSE_SECONDS = 10  # for an application that was told of the disconnect
 SUSPECT = bytes([0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85])  # line ends to some parsers: not in a field value
 ASGI = {"version": "3.0", "spec_version": "2.4"}
@@ -57,6 +58,7 @@ class Exchange(WebRequest):
         self.application_queue = None
         self._response_started = False
         self.body: list[bytes] = []
+        self.crumbs = bytearray()  # small pieces, which as objects would take up to fifty times their size
         self.received = 0
         self.task: asyncio.Task[None] | None = None
         self.gone = False
@@ -71,10 +73,21 @@ class Exchange(WebRequest):
     def handleContentChunk(self, data: bytes) -> None:
         self.received += len(data)
         if self.received > settings.MAX_BODY_BYTES:
-            self.body = []
             self.channel.refuse(body_too_large(self.received))
+        elif len(data) < CRUMB and self.received > len(data):  # not the first: most bodies come in one piece
+            self.crumbs += data
         else:
+            self._sweep_crumbs()
             self.body.append(data)
+
+    def _sweep_crumbs(self) -> None:
+        if self.crumbs:
+            self.body.append(bytes(self.crumbs))
+            self.crumbs = bytearray()
+
+    def forget_body(self) -> None:
+        """Nobody will read it. Channel and exchange know each other, so that it would stay until a collection."""
+        self.body, self.crumbs = [], bytearray()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         self.method, self.uri, self.clientproto = command, path, version
@@ -102,6 +115,7 @@ class Exchange(WebRequest):
 
     def connectionLost(self, reason: object) -> None:
         self.gone = True
+        self.forget_body()
         if self.task is None or self.task.done():
             return
         if not self.finished:
@@ -134,6 +148,7 @@ class Exchange(WebRequest):
 
     def _upgrade(self) -> None:
         """Hand the connection to Daphne's WebSocket protocol, which parses the request once more."""
+        self._sweep_crumbs()
         self.content = BytesIO(b"".join(self.body))
         self.channel.factory.forget(self.channel)
         super().process()
@@ -143,6 +158,7 @@ class Exchange(WebRequest):
     async def receive(self) -> dict[str, Any]:
         if self.unread:
             self.unread = False
+            self._sweep_crumbs()
             body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
             self.body = []
             return {"type": "http.request", "body": body, "more_body": False}

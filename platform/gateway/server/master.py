@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +30,7 @@ from typing import Any
 from gateway import logs
 from gateway.server.descriptors import raise_limit
 from gateway.server.sizes import Sizes
-from gateway.server.slots import Slot
+from gateway.server.slots import NotStarted, Slot
 from gateway.server.workers import Worker
 
 BACKLOG = 2048
@@ -120,10 +121,15 @@ class Master:
         return Slot(number, self._start, self._leave, say)
 
     def _start(self) -> Worker:
-        return Worker.start(self.listener, self.options.get("drain_seconds"), self.generation)
+        try:
+            return Worker.start(self.listener, self.options.get("drain_seconds"), self.generation)
+        except (OSError, subprocess.SubprocessError) as error:  # those that run must not end with us
+            raise NotStarted(self.generation, str(error)) from error
 
     def _leave(self, worker: Worker) -> None:
-        worker.stop(self.sizes.drain_seconds)
+        """By its own settings: it may have read others than the last reload did."""
+        sizes = worker.sizes.under(self.options) if worker.ready else self.sizes
+        worker.stop(sizes.drain_seconds)
         self.leaving.append(worker)
 
     def _left(self, worker: Worker) -> None:

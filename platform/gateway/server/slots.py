@@ -13,6 +13,14 @@ LONGEST_PAUSE_SECONDS = 30.0
 Say = Callable[..., None]  # a level, an event, and what there is to say of it
 
 
+class NotStarted(Exception):
+    """There is no process at all: no memory for one, or the folder or the Python that it needs is gone."""
+
+    def __init__(self, generation: int, reason: str) -> None:
+        super().__init__(reason)
+        self.generation = generation
+
+
 class Backoff:
     """0 s after a steady run, then 1, 2, 4 … 30 s."""
 
@@ -32,7 +40,8 @@ class Backoff:
 
 class Slot:
     def __init__(self, number: int, start: Callable[[], Worker], leave: Callable[[Worker], None], say: Say) -> None:
-        """`start` makes a worker of the present generation; `leave` is for one that another has replaced."""
+        """`start` makes a worker of the present generation, or raises NotStarted; `leave` is for one that another
+        has replaced."""
         self.number = number
         self.serving: Worker | None = None
         self.fresh: Worker | None = None  # it serves once it is ready
@@ -64,8 +73,16 @@ class Slot:
 
     def replace(self) -> None:
         """Start another; the one that serves goes when that is ready, and stays if it never is."""
-        if self.fresh is None:
+        if self.fresh is not None:
+            return
+        try:
             self.fresh = self._start()
+        except NotStarted as problem:
+            self.failed = problem.generation
+            pause = 0.0 if self.serving else self._backoff.next(0.0)
+            how = {"reason": str(problem), "again_in_seconds": pause}
+            self._say("error", "worker could not be started", worker=self.number, **how)
+        else:
             self._say("info", "worker started", pid=self.fresh.pid, worker=self.number)
 
     def recycle_above(self, limit_mb: int) -> None:

@@ -7,6 +7,7 @@ catalogue), so the client sees 502; a 429 passes with its retry-after.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import re
@@ -39,6 +40,7 @@ CONTEXT_TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL, AddressRefused)
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 LONGEST_DELAY = 86_400.0  # seconds
 
 UNREACHABLE = "The model's provider could not be reached. Try again later."
@@ -62,6 +64,8 @@ def from_exception(
     # A ValueError is about a header or an address that cannot even be written.
     fault.reached = phase != "connect" and not isinstance(exc, (*NOT_REACHED, ValueError))
     fault.phase, fault.upstream_status = phase, status
+    number = getattr(exc, "errno", None)
+    fault.ours = phase == "connect" and number in SCARCE
     note(target, f"{type(exc).__name__}: {exc}")
     return fault
 

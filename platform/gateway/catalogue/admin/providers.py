@@ -44,6 +44,9 @@ class ProviderForm(forms.ModelForm[Provider]):
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
+        secret = data.get("new_credential") or ""
+        if not (secret.isascii() and secret.isprintable()):
+            self.add_error("new_credential", "No HTTP header can hold this: use printable ASCII characters alone.")
         if data.get("new_credential") and data.get("remove_credential"):
             self.add_error("remove_credential", "Either give a new credential or remove the stored one.")
         if "protocol" in data and "base_url" in data:

@@ -126,8 +126,13 @@ def credential(environ: Mapping[str, str]) -> Read:
         if match is None:
             raise BadValue(node, "Secrets do not stand in this file: write $NAME, and set NAME in the environment.")
         name = match[1] or match[2]
-        if not environ.get(name):
+        secret = environ.get(name, "").strip()
+        if not secret:
             raise BadValue(node, f"{name} is not set in the environment.")
-        return environ[name]
+        if not (secret.isascii() and secret.isprintable()):
+            raise BadValue(
+                node, f"{name} holds what no HTTP header can: a line break, or a letter that is not ASCII."
+            )
+        return secret
 
     return read
