@@ -97,9 +97,9 @@ class Relay:
             return
         translator = self._translator
         self._ready = translator.translate(events)
-        failure, translator.failure = translator.failure, None
-        if failure is not None:
-            self._fail(failure, translator.cause)
+        if translator.failure is not None:
+            self._fail(translator.failure, translator.cause)
+            translator.failure = None
         elif translator.done or not piece:
             self._end()
 
