@@ -40,7 +40,7 @@ check: $(STAMP)  ## lint, types, layers, migrations, deployment checks
 
 test-faults: $(STAMP)  ## kill, stop and cut everything while it works, then compare the books (some minutes)
 	@"$(BIN)/python" -m pytest $(SLOW)
-	@exec "$(BIN)/python" -m pytest --capture=no tests/faults $(ARGS)
+	@exec "$(BIN)/python" -m pytest --capture=no -o faulthandler_timeout=400 tests/faults $(ARGS)
 
 bench: $(STAMP)  ## measure what Counterfoil adds to a direct call
 	@exec "$(BIN)/python" -m benchmarks $(ARGS)

@@ -66,9 +66,12 @@ async def _called(call: Call, route: Route, go: Callable[..., Awaitable[T]]) -> 
         answer = await route.trip.run(lambda leg: go(*route.enter(leg)))
     except BaseException as exc:
         fault = _settle_fault(call, route, exc)
-        if fault is exc:
-            raise
-        raise fault from exc
+        try:
+            if fault is exc:
+                raise
+            raise fault from exc
+        finally:
+            del fault  # or it would be in a cycle with this frame, and keep the request's body with it
     call.first_byte_ms = endings.milliseconds_since(call.began)
     if route.order.served_model:
         call.headers["x-counterfoil-served-model"] = route.order.served_model

@@ -25,6 +25,7 @@ from tests.faults.conftest import Ground
 from tests.faults.fleet import Fleet, Process
 from tests.faults.limits import LimitAudit, drift
 from tests.faults.load import Load
+from tests.faults.tally import Tally
 from tests.servers import ROOT, server_environment
 
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
@@ -185,7 +186,9 @@ def unexpected_lines(fleet: Fleet) -> list[str]:
     ]
 
 
-def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_request_is_in_the_books_once(
+    ground: Ground, fleet: Fleet, capsys: pytest.CaptureFixture[str], tally: Tally
+) -> None:
     draw, began, since = random.Random(SEED), time.monotonic(), ground.now()
     trouble = Trouble(ground, fleet, draw)
     load = Load(fleet.port, [ground.key, *ground.tight], SEED, workers=CLIENTS)
@@ -199,6 +202,7 @@ def test_every_request_is_in_the_books_once(ground: Ground, fleet: Fleet, capsys
     audit = Audit(ground.house, load.sent, ground.upstream.served, since)
     audit.look_at_processes(fleet.processes, ground.cluster.silences)
     limits = LimitAudit(ground.house)
+    tally.add("kill -9, stop, freeze, cut", audit, len(trouble.found), f"{kills} killed")
     counts: dict[str, Any] = {
         "servers started": len(fleet.processes),
         "servers killed": kills,

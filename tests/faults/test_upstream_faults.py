@@ -22,10 +22,12 @@ from tests.faults.fleet import Service
 from tests.faults.load import PRICE, Sent
 from tests.faults.rows import BROKEN, ERROR, ROWS, WHOLE, Fault, Row
 from tests.faults.tally import Tally
+from tests.faults.wire import Wire
 from tests.upstream_scripts import Exchange, Script
 
 HEALTHY = "words-9"  # the deployment behind the one that fails
-MOST_MEGABYTES = 600  # of a worker, with eight answers of 10 MB at once
+MOST_MEGABYTES = 900  # of a worker, with eight answers of 10 MB at once: a few copies of each, and fragments
+PROMPT_BYTES, PROMPTS = 4 * 2**20, 60
 WORDS_OF_ONE = re.compile(r"(?:w\d+ )*|(?:x\d+ )*|x*")
 
 
@@ -99,6 +101,23 @@ async def test_a_fault_of_a_provider(row: Row, ground: Ground, service: Service,
     assert megabytes < MOST_MEGABYTES
     seen = [request for request in ground.upstream.served if request.model == model(row, "bad")]
     assert len(seen) >= 2 * row.count or row.stream.script is None, "the fault was hardly seen"
+
+
+async def test_failed_requests_leave_nothing_behind(ground: Ground, service: Service, tally: Tally) -> None:
+    """Their prompts are freed when they end, not when the garbage collector comes to them."""
+    (row,) = [row for row in ROWS if row.name == "400"]
+    ground.upstream.script(model(row, "bad"), either(row))
+    prompt = {"role": "user", "content": "x" * PROMPT_BYTES}
+    body = json.dumps({"model": model(row, "alone"), "messages": [prompt]}).encode()
+    headers = {"authorization": f"Bearer {ground.key}", "content-type": "application/json"}
+    service.forget_memory()
+    before = service.megabytes()
+    replies = [await Wire(service.port, keep=False).post(body, headers) for _ in range(PROMPTS)]
+    grown = service.megabytes() - before
+    count = len(ground.upstream.served)
+    tally.note("4 MB prompts that fail", requests=PROMPTS, errors=PROMPTS, seen=count, said=f"+{grown} MB")
+    assert {reply.status for reply in replies} == {400}
+    assert grown < PROMPTS * PROMPT_BYTES / 2**20 / 2
 
 
 def faults_of_text(sent: Sent) -> Iterator[str]:

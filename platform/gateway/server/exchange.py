@@ -248,6 +248,7 @@ class Exchange(WebRequest):
     # ---- the end of the task -------------------------------------------------------------------------------------
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self.task = None  # a cancelled one keeps its traceback, and with it all of the request and this
         self.server.exchanges.discard(self)
         metrics.in_flight(len(self.server.exchanges))
         error = None if task.cancelled() else task.exception()

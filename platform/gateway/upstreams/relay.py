@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.upstreams.base import Face, Usage
@@ -43,7 +43,7 @@ class Relay:
         while not self._ready and not self._ended:
             await self._advance()
         if self._failure is not None and not self._ready:
-            raise self._failure
+            self._raise()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -51,7 +51,7 @@ class Relay:
     async def __anext__(self) -> bytes:
         while not self._ready:
             if self._failure is not None:
-                raise self._failure
+                self._raise()
             if self._ended:
                 raise StopAsyncIteration
             await self._advance()
@@ -67,6 +67,16 @@ class Relay:
         if not self._ended:
             self._ended = True
             self._source.abort()
+
+    def _raise(self) -> NoReturn:
+        """The failure, and let go of it: its traceback holds all that belongs to the request, and would be in a
+        cycle with it until the garbage collector comes to the oldest objects, which may take hours."""
+        failure, self._failure = self._failure, UpstreamError(FAILED)
+        assert failure is not None
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def _advance(self) -> None:
         """One read of the socket."""
@@ -89,6 +99,7 @@ class Relay:
         self._ready = translator.translate(events)
         if translator.failure is not None:
             self._fail(translator.failure, translator.cause)
+            translator.failure = None
         elif translator.done or not piece:
             self._end()
 

@@ -173,7 +173,8 @@ class Response:
         try:
             piece = await self._payload.readany()
         except NETWORK_ERRORS as exc:
-            raise self._fault(exc) from exc
+            # The payload keeps it, too: with its traceback it would be in a cycle with that, and with this.
+            raise self._fault(exc) from exc.with_traceback(None)
         self._waiting_since = None
         if self.phase != "body":
             self.phase, self._silence = "body", self._target.read_timeout_s
