@@ -39,7 +39,7 @@ def test_it_calls_tools(shop: Shop, node: Node) -> None:
 
 
 def test_it_raises_the_packages_errors(shop: Shop, node: Node) -> None:
-    shop.serve(error(429), error(500))
+    shop.serve(error(429, headers={"retry-after": "17"}), *[error(500)] * 3)  # a 500 is tried again
     said = node("openai_client.mjs", PARTS="errors")["errors"]
     kinds = {name: (fault["kind"], fault["status"], fault["code"]) for name, fault in said.items()}
     assert kinds == {

@@ -167,6 +167,9 @@ class Run:
 
     def _send(self, items: list[Item], *, retry: bool) -> dict[str, Any]:
         with connection.cursor() as cursor:
+            cursor.execute(
+                "SET enable_hashjoin = off; SET enable_mergejoin = off"
+            )  # first come, first served: as the link
             sent = str(self.process), json.dumps(items, default=str), retry
             cursor.execute("SELECT ledger_desk(%s, %s, false, %s)", sent)
             return {row[0]: row for row in cursor.fetchone()[0] or []}

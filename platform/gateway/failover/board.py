@@ -216,6 +216,9 @@ class Board:
         breaker = self._breakers.get(deployment_id)
         if breaker is None:
             breaker = self._breakers[deployment_id] = Breaker()
+            if deployment_id not in self._said:
+                for listener in self.listeners:  # a graph of health begins with health
+                    listener(deployment_id, State.CLOSED)
         return breaker
 
 

@@ -44,7 +44,7 @@ def scrub(text: str, target: Target, public_model: str) -> str:
         text = text.replace(target.credential, "***")
     # The model's name first, and out of reach of the patterns: public ids may look like hosts.
     if target.upstream_model:
-        text = text.replace(target.upstream_model, "\0")
+        text = re.sub(rf"(?<![\w.-]){re.escape(target.upstream_model)}(?![\w-])", "\0", text)
     text = URL.sub(PROVIDER, text)
     for name in _names(target.base_url):
         text = re.sub(rf"\b{re.escape(name)}\b(?::\d+)?", PROVIDER, text, flags=re.IGNORECASE)
