@@ -30,6 +30,7 @@ from gateway.errors import (
 
 log = logging.getLogger(__name__)
 JSON = "application/json"
+LONGEST_CHAIN = 20  # of exceptions that came of each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,25 @@ def render(exc: GatewayError) -> Rendered:
 
 def respond(request: HttpRequest, exc: Any) -> HttpResponse:
     """Any exception of a view as a response. Ninja's handler for all of them."""
-    exc = translated(exc, request)
+    fault = translated(exc, request)
+    let_go(exc)
     known = getattr(request, "counterfoil", None)
     if known is not None:
-        known.error_code = exc.code or exc.type
-    return HttpResponse(error_object(exc), status=status_of(exc), content_type=JSON, headers=exc.headers)
+        known.error_code = fault.code or fault.type
+    return HttpResponse(error_object(fault), status=status_of(fault), content_type=JSON, headers=fault.headers)
+
+
+def let_go(exc: BaseException | None) -> None:
+    """Nobody looks where it came from any more.
+
+    A frame on its way may know it by a name, so that the two keep each other, and the request's body with them, until
+    Python collects cycles: which a server does seldom, and that of the largest of bodies.
+    """
+    for _ in range(LONGEST_CHAIN):
+        if exc is None:
+            break
+        exc.__traceback__ = None
+        exc = exc.__cause__ or exc.__context__
 
 
 def translated(exc: BaseException, request: HttpRequest | None = None) -> GatewayError:

@@ -21,6 +21,10 @@ CHUNKED = (
 )
 
 
+def resident_mb(server: RunningServer) -> int:
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4 // 1024
+
+
 def padded(size: int) -> bytes:
     body = b'{"do": "", "padding": "%s"}'
     return body % (b"x" * (size - len(body) + 2))
@@ -121,10 +125,6 @@ def test_small_pieces_are_not_kept_one_by_one() -> None:
 
 def test_a_body_that_nobody_will_read_is_let_go_at_once() -> None:
     """Not when Python collects cycles, which a server with thousands of quiet objects seldom does."""
-
-    def resident_mb(server: RunningServer) -> int:
-        return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4 // 1024
-
     with running_server({**STUB, "MAX_BODY_BYTES": "26214400"}) as server:
         before = resident_mb(server)
         for _ in range(10):

@@ -179,3 +179,26 @@ def test_it_ends_with_1_when_no_worker_can_start() -> None:
 def test_it_names_an_option_that_is_wrong(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(CommandError, match=said):
         call_command("serve", *arguments, skip_checks=True)
+
+
+def test_signals_that_come_before_django_are_heard() -> None:
+    """As PID 1 it would never hear of a SIGTERM; and a reload must not kill what is only starting."""
+    program = (
+        "import os, signal, sys, manage, django.core.management as management\n"
+        "def start(arguments):\n    os.kill(os.getpid(), signal.SIGHUP)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "management.execute_from_command_line = start\nsys.argv = ['manage.py', 'serve']\nmanage.main()\nsys.exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_a_signal_that_waits_for_the_master_stops_it() -> None:
+    def tell() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = [sys.executable, "-m", "gateway.server.master", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--sizes", '{"workers": 1}', "--options", "{}"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=server_environment(STUB), preexec_fn=tell, capture_output=True, timeout=60
+    )
+    assert (ended.returncode, b'"stopping"' in ended.stderr) == (0, True)

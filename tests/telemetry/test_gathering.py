@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from gateway.telemetry import exposition
+from gateway.telemetry.families import CLIENTS_LEFT
 from gateway.telemetry.gathering import gather
-from gateway.telemetry.slots import Slots
+from gateway.telemetry.slots import BYTES, Slots
 from tests.servers import ROOT
 from tests.telemetry.samples import value
 
@@ -107,11 +109,34 @@ def test_it_survives_a_process_that_died_at_birth_and_one_of_another_version(tmp
     (tmp_path / "2-2.slots").write_bytes(bytes(131_072 * 8))
     (tmp_path / "2-2.index").write_bytes(
         b'["counterfoil_gone",[],40,1]\n["counterfoil_charge",["EUR","x"],41,1]\n["counterfoil_charge",["EUR"],42,9]\n'
+        b'["counterfoil_clie["counterfoil_charge",["EUR"],42,9]\n'  # torn, as the disk was full for a moment
         b'["counterfoil_clients_left",[],43'  # torn
     )
     with worker(tmp_path, 1):
         assert look(tmp_path, "counterfoil_clients_left_total") == 2
         assert look(tmp_path, "counterfoil_charge_total", currency="EUR") is None
+
+
+def test_on_a_full_disk_it_counts_for_itself_and_goes_on(
+    tmp_path: Path, fresh: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine would kill it at the first touch of a page for which there is no room."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        fresh.share(tmp_path)
+    assert fresh.folder is None
+    fresh.values[fresh.place(CLIENTS_LEFT)] += 1
+    assert gather().series[CLIENTS_LEFT.name, ()] == [1]
+    assert gather(tmp_path).pids == []
+    monkeypatch.undo()
+    other = Slots()
+    other.share(tmp_path)
+    (path,) = tmp_path.glob("*.slots")
+    assert path.stat().st_blocks * 512 >= BYTES
 
 
 def test_alone_it_shows_itself(fresh: Slots) -> None:

@@ -25,7 +25,7 @@ from django.conf import settings
 from twisted.web.http import NO_BODY_CODES
 from twisted.web.http_headers import Headers
 
-from apiv1.errors import body_too_large
+from apiv1.errors import body_too_large, let_go
 from gateway.server import envelope
 from gateway.server.refusals import date_line, status_line
 from gateway.telemetry import metrics
@@ -251,9 +251,11 @@ class Exchange(WebRequest):
         self.task = None  # a cancelled one keeps its traceback, and with it all of the request and this
         self.server.exchanges.discard(self)
         metrics.in_flight(len(self.server.exchanges))
+        self.task = None  # it may keep an exception, and that its frames
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.error("Exception in the application", exc_info=error)
+            let_go(error)
         if self.finished or self.gone:
             self.server.exchange_ended()
             return

@@ -18,7 +18,7 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, get_resolver
 
-from apiv1.errors import Rendered, render, translated
+from apiv1.errors import Rendered, let_go, render, translated
 from apiv1.sse import StreamBroken
 from gateway.logs import RequestLog, answering
 from gateway.server import cors, envelope, stamps, state
@@ -89,7 +89,8 @@ class Lean:
                 request = LeanRequest(self.scope, self.headers, body, self.log)
                 request.keep_alive = self.keep_alive
                 await self._serve(request)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as left:
+            let_go(left)
             self.keep_alive.close()
             if state.draining:
                 await self._cut_off()
@@ -118,6 +119,7 @@ class Lean:
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except Exception as error:
             fault = translated(error, request)
+            let_go(error)
             self.log.error_code = fault.code or fault.type
             await self._refuse(render(fault))
             return
@@ -150,7 +152,8 @@ class Lean:
                 keep_alive.quiet_since = None
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 keep_alive.quiet_since = now()
-        except StreamBroken:
+        except StreamBroken as broken:
+            let_go(broken)
             await self._break_off()
         else:
             await send({"type": "http.response.body"})

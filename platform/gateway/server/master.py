@@ -63,6 +63,7 @@ class Master:
             signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
             for number in SIGNALS:
                 signal.signal(number, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `manage.py serve` blocked them until now
             address = self.listener.getsockname()
             say("info", "serving", address=address, workers=len(self.slots), pid=os.getpid())
             self._look()

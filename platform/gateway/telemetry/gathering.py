@@ -7,6 +7,7 @@ import logging
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def _index(path: Path) -> Iterator[tuple[str, list[str], int, int]]:
     except FileNotFoundError:
         return
     for line in lines[:-1]:  # the last is empty, or being written
-        yield tuple(orjson.loads(line))
+        with suppress(ValueError):  # torn: the disk was full
+            name, labels, place, size = orjson.loads(line)
+            yield name, labels, place, size
 
 
 def _lives(path: Path) -> bool:

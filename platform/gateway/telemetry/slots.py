@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -25,7 +25,7 @@ from gateway.telemetry.families import Family
 
 log = logging.getLogger(__name__)
 
-CAPACITY = 131_072  # doubles: a megabyte, of which the machine gives only pages that are used
+CAPACITY = 131_072  # doubles: a megabyte
 BYTES = CAPACITY * 8
 SPILL = 32  # places at the front where numbers go for which there is no room
 
@@ -53,7 +53,8 @@ class Slots:
                 self._places[key] = (self._next, family.size)
                 self._next += family.size
                 if self._index is not None:
-                    os.write(self._index, _line(key, *self._places[key]))
+                    with suppress(OSError):  # a full disk: our neighbours do not see this series
+                        os.write(self._index, _line(key, *self._places[key]))
             return self._places[key][0]
 
     def series(self) -> dict[Key, list[float]]:
@@ -69,7 +70,13 @@ class Slots:
             # Locked for as long as the process lives: a file that can be locked is a dead one's.
             doubles = os.open(folder / f"{stem}.slots", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(doubles, fcntl.LOCK_EX)
-            os.ftruncate(doubles, BYTES)
+            # Not a file with holes: where the disk is full, the first touch of one would kill this process (SIGBUS).
+            try:
+                os.posix_fallocate(doubles, 0, BYTES)
+            except OSError:
+                os.close(doubles)
+                os.close(index)
+                raise
             shared = memoryview(mmap.mmap(doubles, BYTES)).cast("d")
             shared[: self._next] = self.values[: self._next]
             self.values, self._index, self.folder = shared, index, folder

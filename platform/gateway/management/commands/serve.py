@@ -67,6 +67,7 @@ class Command(BaseCommand):
         command += ["--sizes", Sizes.of_settings().dumps(), "--options", json.dumps(said)]
         if not settings.METRICS_DIR:
             command.append("--share-metrics")
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))  # they wait for the master
         os.execve(sys.executable, command, environment.given())
 
 
