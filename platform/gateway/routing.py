@@ -61,6 +61,7 @@ class Route:
             most=facts.max_attempts,
             within_s=facts.retry_within_s,
             move=(lambda leg: move(order, [leg.gate])) if order.candidates else None,
+            tenant=order.caller.tenant_id,
         )
 
     @property

@@ -76,7 +76,7 @@ async def test_it_says_what_changed(board: Board, clock: Clock) -> None:
     clock.now += 5
     await board.claim_probe(7)
     board.succeeded(7, probe=True)
-    assert said == [(7, State.OPEN), (7, State.CLOSED)]
+    assert said == [(7, State.CLOSED), (7, State.OPEN), (7, State.CLOSED)]  # a graph begins with health
 
 
 async def test_it_stops_without_having_been_started(board: Board) -> None:

@@ -89,6 +89,26 @@ def test_it_opens_when_more_than_half_of_twenty_fail() -> None:
     assert "11 of 21 requests failed in 30 s" in breaker.reason
 
 
+def test_one_tenant_does_not_take_from_others_what_answers_them() -> None:
+    breaker = Breaker()
+    breaker.succeeded(0, tenant=1)
+    for _ in range(40):
+        assert not breaker.failed(5, "status 500", tenant=2)
+    assert breaker.failed(5, "connect", tenant=2)  # this is nobody's request's fault
+
+
+def test_it_opens_when_nobody_else_is_answered_or_others_fail_too() -> None:
+    breaker = Breaker()
+    breaker.succeeded(0, tenant=2)
+    assert [breaker.failed(1, "status 500", tenant=2) for _ in range(5)] == [False] * 4 + [True]
+    breaker = Breaker()
+    breaker.succeeded(0, tenant=1)
+    assert [breaker.failed(1, "status 500", tenant=2 + n % 2) for n in range(5)] == [False] * 4 + [True]
+    breaker = Breaker()
+    breaker.succeeded(0, tenant=1)
+    assert [breaker.failed(31, "status 500", tenant=2) for _ in range(5)] == [False] * 4 + [True]
+
+
 def test_it_waits_twice_as_long_after_each_probe_that_fails() -> None:
     breaker, now, waits = opened(), 0.0, []
     for _ in range(7):

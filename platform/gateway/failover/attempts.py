@@ -33,9 +33,17 @@ class Trip:
     """The attempts of one request. `run` until something answers; then `ended`, once, when the answer has."""
 
     def __init__(
-        self, legs: Sequence[Leg], *, first: Leg, stream: bool, most: int, within_s: float, move: Move | None
+        self,
+        legs: Sequence[Leg],
+        *,
+        first: Leg,
+        stream: bool,
+        most: int,
+        within_s: float,
+        move: Move | None,
+        tenant: int = 0,
     ) -> None:
-        self._legs, self._first, self._stream = legs, first, stream
+        self._legs, self._first, self._stream, self._tenant = legs, first, stream, tenant
         self._most, self._within_s, self._move = most, within_s, move
         self._began = time.monotonic()
         self._leg: Leg | None = None  # being tried
@@ -85,7 +93,7 @@ class Trip:
         took_ms = self._elapsed_ms(self._leg_began)
         loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
         if self._probe or not self._stream:  # a stream has yet to show that it does not break
-            board.succeeded(self._leg.deployment_id, probe=self._probe)
+            board.succeeded(self._leg.deployment_id, probe=self._probe, tenant=self._tenant)
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
@@ -95,9 +103,9 @@ class Trip:
             load.failed()
         first_time = leg.deployment_id not in self._faults  # one request is one witness, however often it tries
         if fault.blame and (first_time or self._probe):
-            board.failed(leg.deployment_id, fault.blame, probe=self._probe)
+            board.failed(leg.deployment_id, fault.blame, probe=self._probe, tenant=self._tenant)
         elif self._probe and fault.well:
-            board.succeeded(leg.deployment_id, probe=True)
+            board.succeeded(leg.deployment_id, probe=True, tenant=self._tenant)
         elif self._probe:
             board.abandoned(leg.deployment_id)
         if fault.rest_s:
@@ -119,9 +127,9 @@ class Trip:
             leg = self._leave(outcome, 200)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
-                board.failed(leg.deployment_id, "cut")
+                board.failed(leg.deployment_id, "cut", tenant=self._tenant)
             elif self._stream and outcome != "internal":
-                board.succeeded(leg.deployment_id)
+                board.succeeded(leg.deployment_id, tenant=self._tenant)
 
     def _leave(self, outcome: str, http_status: int) -> Leg:
         """`http_status` is the provider's own; 0: none came."""

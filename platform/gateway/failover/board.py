@@ -76,15 +76,15 @@ class Board:
             return False
         return True
 
-    def succeeded(self, deployment_id: int, *, probe: bool = False) -> None:
+    def succeeded(self, deployment_id: int, *, probe: bool = False, tenant: int = 0) -> None:
         breaker = self._breakers.get(deployment_id) or self._of(deployment_id)
-        if breaker.succeeded(self._clock(), probe=probe):
+        if breaker.succeeded(self._clock(), probe=probe, tenant=tenant):
             self._changed(deployment_id, breaker, circuits.close, reason="the probe was good")
 
-    def failed(self, deployment_id: int, kind: str, *, probe: bool = False) -> None:
+    def failed(self, deployment_id: int, kind: str, *, probe: bool = False, tenant: int = 0) -> None:
         breaker = self._of(deployment_id)
         was_open = breaker.open
-        if breaker.failed(self._clock(), kind.replace("_", " "), probe=probe):
+        if breaker.failed(self._clock(), kind.replace("_", " "), probe=probe, tenant=tenant):
             write = circuits.reopen if was_open else circuits.open_it
             self._changed(deployment_id, breaker, write, reason=breaker.reason)
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections import deque
 from enum import StrEnum
 
+from gateway.failover.witnesses import Witnesses
+
 FAILURES = 5
 RATE = 0.5
 RESULTS = 20
@@ -116,10 +118,12 @@ class Breaker:
         "rest_until",
         "results",
         "untold",
+        "witnesses",
     )
 
     def __init__(self) -> None:
         self.results = Results()
+        self.witnesses = Witnesses()
         self.calm = True  # nothing is wrong: what the request path asks first
         self.forced = Forced.NO
         self.rest_until = 0.0
@@ -157,8 +161,10 @@ class Breaker:
 
     # ---- what requests tell it ----
 
-    def succeeded(self, now: float, *, probe: bool = False) -> bool:
+    def succeeded(self, now: float, *, probe: bool = False, tenant: int = 0) -> bool:
         """Whether that closed it. What began before it opened says nothing of now, and changes nothing."""
+        if tenant:
+            self.witnesses.served(tenant, now)
         if self.calm:
             self.results.add_good(now)
             return False
@@ -171,8 +177,8 @@ class Breaker:
             self.close()
         return probe
 
-    def failed(self, now: float, kind: str, *, probe: bool = False) -> bool:
-        """Whether that opened it (again)."""
+    def failed(self, now: float, kind: str, *, probe: bool = False, tenant: int = 0) -> bool:
+        """Whether that opened it (again). A tenant (0: nobody's) alone opens none that others are answered by."""
         if self.forced:
             return False
         if self.open:
@@ -180,7 +186,10 @@ class Breaker:
                 return False
             self._open(now, self.openings + 1, f"the probe failed: {kind}")
             return True
+        self.witnesses.failed(tenant, now)
         reason = self.results.add_bad(now)
+        if reason and kind != "connect" and self.witnesses.doubtful(now):
+            return False
         if reason:
             self._open(now, 1, f"{reason}, the last: {kind}")
         return bool(reason)
