@@ -78,7 +78,7 @@ def let_go(exc: BaseException | None) -> None:
     for _ in range(LONGEST_CHAIN):
         if exc is None:
             break
-        exc.__traceback__ = None
+        exc.with_traceback(None)  # not by assignment, which a frozen dataclass refuses
         exc = exc.__cause__ or exc.__context__
 
 

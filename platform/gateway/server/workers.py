@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
 
 READY_SECONDS = 60.0
-BOOKING_SECONDS = 15.0  # after the drain: cancelled requests are booked, the desk empties its queue
+BOOKING_SECONDS = 30.0  # after the drain: cancelled requests are booked, the desk empties its queue, traces are sent
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
