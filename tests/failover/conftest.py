@@ -37,11 +37,18 @@ __all__ = ["admin", "browser", "finance"]
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Board:
     """A process that has called nobody yet."""
-    board, loads = Board(), defaultdict(Load)
+    board = Board()
     for module in (attempts, legs):
         monkeypatch.setattr(module, "board", board)
-        monkeypatch.setattr(module, "loads", loads)
     return board
+
+
+@pytest.fixture(autouse=True)
+def process_loads(monkeypatch: pytest.MonkeyPatch) -> defaultdict[int, Load]:
+    loads: defaultdict[int, Load] = defaultdict(Load)
+    for module in (attempts, legs):
+        monkeypatch.setattr(module, "loads", loads)
+    return loads
 
 
 @pytest.fixture(scope="session")
