@@ -126,7 +126,6 @@ async def test_a_client_that_leaves_during_an_outage_is_booked_after_it(
         "interrupted",
         True,
         "client_disconnected",
-        "server_stopped",
     )
     assert record["output_tokens"] > 0
 

@@ -145,7 +145,9 @@ def faults_of_row(row: Row, case: Case) -> Iterator[str]:
     saw = WHOLE if reply.whole else BROKEN if reply.status == 200 else ERROR
     if saw not in expected(row, fault, paired=sent.model.endswith("-pair")):
         yield f"the client saw {saw}"
-    if fault.sees != WHOLE and not fault.hidden and len(case.served) > 1:
+    # What no byte of an answer could be read of is "broken", and may be tried again.
+    given_up = [row["outcome"] for row in case.attempts[:-1]]
+    if fault.sees != WHOLE and not fault.hidden and set(given_up) - {"broken", "connect"}:
         yield "asked again, though an answer had begun or the client was to blame"
     if saw == BROKEN and (reply.end != "cut" or b'data: {"error":{' not in reply.body):
         yield "broken off without an error event and a broken end"
