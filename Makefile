@@ -29,7 +29,7 @@ SLOW := $(addprefix tests/,limits/test_processes.py limits/test_shard_processes.
 	test_celery_drain.py failover/test_processes.py failover/test_servers.py replies/test_processes.py \
 	replies/test_concurrency.py telemetry/test_on_the_server.py telemetry/test_traces.py clients/test_silence.py \
 	clients/test_slow_readers.py clients/test_limits.py ledger/test_gate_processes.py server/test_serve.py \
-	server/test_drain.py server/test_full.py)
+	server/test_drain.py server/test_full.py server/test_keepalive.py embedded/test_run.py)
 
 test: install  ## run the tests (ARGS="-k name" for some of them)
 	@exec "$(BIN)/python" -m pytest --ignore tests/faults $(addprefix --ignore ,$(SLOW)) $(ARGS)
