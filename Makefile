@@ -24,12 +24,14 @@ help:  ## list what can be made
 run: $(STAMP)  ## start everything and print how to use it (HOST, PORT, COUNTERFOIL_HOME)
 	@exec "$(BIN)/python" -m gateway.embedded
 
-# Slow ones, which are part of test-faults: many processes side by side, the benchmark, Celery's drain.
+# Slow ones, which are part of test-faults: many processes, real waits, engines, long properties, the benchmark.
 SLOW := $(addprefix tests/,limits/test_processes.py limits/test_shard_processes.py test_benchmarks.py \
 	test_celery_drain.py failover/test_processes.py failover/test_servers.py replies/test_processes.py \
 	replies/test_concurrency.py telemetry/test_on_the_server.py telemetry/test_traces.py clients/test_silence.py \
 	clients/test_slow_readers.py clients/test_limits.py ledger/test_gate_processes.py server/test_serve.py \
-	server/test_drain.py server/test_full.py server/test_keepalive.py embedded/test_run.py)
+	server/test_drain.py server/test_full.py server/test_keepalive.py embedded/test_run.py \
+	embedded/test_engines.py limits/test_shards.py limits/test_model.py limits/test_properties.py \
+	limits/test_midnights.py limits/test_shard_races.py limits/test_drift.py console/test_probes.py)
 
 test: install  ## run the tests (ARGS="-k name" for some of them)
 	@exec "$(BIN)/python" -m pytest --ignore tests/faults $(addprefix --ignore ,$(SLOW)) $(ARGS)
