@@ -42,8 +42,6 @@ def ending_of(call: Call, route: Route, status: str, usage: Usage, http_status: 
     if status == "completed":
         output = usage.output_tokens + usage.reasoning_tokens
         expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)
-    if status == "failed":
-        route.order.served_model = ""  # nobody did
     attempts = route.trip.done
     told = tuple(attempts) if len(attempts) > 1 or status != "completed" else ()
     return Ending(status, usage, http_status, error_code[:64], call.first_byte_ms, told)

@@ -71,10 +71,7 @@ class Route:
     @property
     def first(self) -> Leg:
         """Where the desk has admitted it to."""
-        return self.leg_at(self.order.deployment_id)
-
-    def leg_at(self, deployment_id: int) -> Leg:
-        return next(leg for leg in self.legs if leg.deployment_id == deployment_id)
+        return next(leg for leg in self.legs if leg.deployment_id == self.order.deployment_id)
 
     def enter(self, leg: Leg) -> tuple[Adapter, Target, dict[str, Any], Face]:
         """What calling this one takes; the order is booked there from now on."""

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeVar
 
-from gateway.errors import STOPPED, GatewayError, InternalError, InvalidRequest, Unavailable
+from gateway.errors import GatewayError, InternalError, InvalidRequest
 from gateway.failover.board import State, board
-from gateway.failover.legs import Leg
+from gateway.failover.legs import Leg, resting_last, unavailable
 from gateway.failover.load import loads
 from gateway.failover.retries import Fault, fault_of, wait_s
 from gateway.ledger.items import Attempt
@@ -56,13 +56,17 @@ class Trip:
         self.done: list[Attempt] = []
 
     async def run(self, go: Callable[[Leg], Awaitable[T]]) -> T:
-        """What `go` returns for the first leg that answers. Raises what the last one raised."""
+        """What `go` returns for the first leg that answers. Raises what the last one raised; who is cancelled here
+        says so (`left`), and why.
+        """
         leg: Leg | None = self._first
         told: tuple[GatewayError, str] | None = None  # what went wrong first, at which model
         if not await self._enter(self._first):
             leg = await self._next()
         if leg is None:
-            raise self.unavailable()
+            raise unavailable(
+                self._legs, "The model is not available at the moment: its providers fail. Please try again."
+            )
         while True:
             try:
                 answer = await go(leg)
@@ -77,9 +81,6 @@ class Trip:
                 leg = following
             except Exception:
                 self._failed(Fault("internal"), InternalError())
-                raise
-            except BaseException as exc:
-                self.left("server_stopped" if STOPPED in exc.args else "client_left")
                 raise
             else:
                 self._first_byte_ms = self._elapsed_ms(self._began)
@@ -167,7 +168,7 @@ class Trip:
         if self.done and not self._faults[self.done[-1].deployment_id].again:
             return None
         untried = [leg for leg in self._legs if leg.deployment_id not in self._faults]
-        for leg in sorted(untried, key=lambda leg: board.state(leg.deployment_id) is State.RESTING):
+        for leg in resting_last(untried):
             if await self._enter(leg):
                 return leg
         return await self._again()
@@ -216,14 +217,6 @@ class Trip:
     async def _moved(self, leg: Leg) -> bool:
         """The hold is where the attempt is made, within the deployment's own limits. The desk put it at the first."""
         return self._move is None or (leg is self._first and not self.done) or await self._move(leg)
-
-    def unavailable(self) -> Unavailable:
-        """None of the legs may be asked at the moment."""
-        soonest = min((board.retry_in(leg.deployment_id) for leg in self._legs), default=1.0)
-        return Unavailable(
-            "The model is not available at the moment: its providers fail. Please try again.",
-            retry_after=max(1, round(soonest + 0.5)),
-        )
 
     @staticmethod
     def _elapsed_ms(since: float) -> int:

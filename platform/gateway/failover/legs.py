@@ -72,16 +72,21 @@ def legs_for(
     ]
     if len(legs) == 1 and board.state(legs[0].deployment_id) is State.CLOSED:
         return legs
-    states = [board.state(leg.deployment_id) for leg in legs]
     # A pause that one asked for is honoured as long as there is another; nobody is refused for it.
-    usable = [leg for leg, state in zip(legs, states, strict=True) if state not in (State.OPEN, State.RESTING)]
-    usable += [leg for leg, state in zip(legs, states, strict=True) if state is State.RESTING]
+    usable = resting_last([leg for leg in legs if board.state(leg.deployment_id) is not State.OPEN])
     if not usable:
-        wait_s = min((board.retry_in(leg.deployment_id) for leg in legs), default=30.0)
-        raise Unavailable(
-            f"The model `{facts.public_id}` is not available at the moment.", retry_after=max(1, ceil(wait_s))
-        )
+        raise unavailable(legs, f"The model `{facts.public_id}` is not available at the moment.")
     return usable
+
+
+def resting_last(legs: Sequence[Leg]) -> list[Leg]:
+    return sorted(legs, key=lambda leg: board.state(leg.deployment_id) is State.RESTING)
+
+
+def unavailable(legs: Sequence[Leg], text: str) -> Unavailable:
+    """None of them may be asked now; with the wait until the first may."""
+    wait_s = min((board.retry_in(leg.deployment_id) for leg in legs), default=30.0)
+    return Unavailable(text, retry_after=max(1, ceil(wait_s)))
 
 
 def _fallback(
