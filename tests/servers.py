@@ -43,7 +43,7 @@ class RunningServer(str):
 
     def lines(self) -> list[dict[str, Any]]:
         """Its JSON log lines so far."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return json_lines(self.log)
 
     def request_lines(self) -> list[dict[str, Any]]:
         return [line for line in self.lines() if line.get("event") == "request"]
@@ -57,6 +57,15 @@ class RunningServer(str):
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
+
+
+def json_lines(log: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a log that may be growing.
+
+    What follows the last end of line may be half a line: a write over the border of a page is seen half done.
+    """
+    whole, _, _ = log.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.split(b"\n") if line.startswith(b'{"')]
 
 
 @contextmanager

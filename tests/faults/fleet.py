@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.embedded import children
-from tests.servers import ROOT, server_environment
+from tests.servers import ROOT, json_lines, server_environment
 
 START_SECONDS = 90
 STOP_SECONDS = 60
@@ -36,7 +35,7 @@ class Process:
         return b'"listening"' in self.log.read_bytes()
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith('{"')]
+        return json_lines(self.log)
 
     def wait_until_listening(self) -> None:
         deadline = time.monotonic() + START_SECONDS
