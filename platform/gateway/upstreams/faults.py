@@ -54,15 +54,13 @@ LIMITED = "The model's provider is limiting requests at the moment. Try again la
 def from_exception(
     exc: BaseException, target: Target, phase: Phase = "sent", status: int | None = None
 ) -> UpstreamError:
-    """For what aiohttp raises. `reached` is false only if no request can have arrived."""
+    """For what aiohttp raises."""
     if isinstance(exc, asyncio.TimeoutError):
         fault: UpstreamError = UpstreamTimeout(TOO_SLOW)
     elif isinstance(exc, NOT_REACHED):
         fault = UpstreamError(UNREACHABLE)
     else:
         fault = UpstreamError(BROKEN)
-    # A ValueError is about a header or an address that cannot even be written.
-    fault.reached = phase != "connect" and not isinstance(exc, (*NOT_REACHED, ValueError))
     fault.phase, fault.upstream_status = phase, status
     number = getattr(exc, "errno", None)
     fault.ours = phase == "connect" and number in SCARCE
@@ -97,9 +95,7 @@ def _refusal(status: int, headers: Mapping[str, str], body: bytes, target: Targe
         overloaded.headers = retry_headers(headers)
         return overloaded
     if status < 500:
-        fault = UpstreamError(REFUSED)
-        fault.reached = False
-        return fault
+        return UpstreamError(REFUSED)
     return UpstreamError(BROKEN)
 
 
