@@ -70,6 +70,20 @@ async def test_blocks_that_nobody_asked_for_are_left_out(spoken: Spoken) -> None
     assert message["content"] == "Hello there." and "tool_calls" not in message and "reasoning" not in message
 
 
+async def test_what_a_tool_of_the_provider_is_told_is_no_call(spoken: Spoken) -> None:
+    search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+    piece = {"type": "input_json_delta", "partial_json": '{"query": "x"}'}
+    parts = [
+        event("content_block_start", index=0, content_block=search),
+        event("content_block_delta", index=0, delta=piece),
+        event("content_block_stop", index=0),
+    ]
+    whole = anthropic.stream([anthropic.HELLO])
+    spoken.fake.queue(events(*whole[:2], *parts, *whole[2:]))
+    message = sdk_sees((await spoken.stream())[0]).choices[0].message
+    assert message.content == "Hello there." and message.tool_calls is None
+
+
 async def test_a_call_without_arguments_has_an_empty_object(spoken: Spoken) -> None:
     call = {"type": "tool_use", "id": "toolu_1", "name": "now", "input": {}}
     parts = [event("content_block_start", index=0, content_block=call), event("content_block_stop", index=0)]
@@ -90,6 +104,21 @@ async def test_overloaded_before_the_first_word_and_after_it(spoken: Spoken) -> 
         _ = [piece async for piece in stream]
     assert type(failed.value) is UpstreamError
     assert stream.usage.estimated and stream.usage.input_tokens == 25 and 0 < stream.usage.output_tokens < 9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt is too long: 210345 tokens > 200000 maximum",
+        "input length and `max_tokens` exceed context limit: 178959 + 64000 > 200000, decrease input length",
+    ],
+)
+async def test_a_conversation_that_is_too_long_has_openais_code(spoken: Spoken, text: str) -> None:
+    spoken.fake.queue(body(anthropic.error("invalid_request_error", text), 400))
+    with pytest.raises(InvalidRequest) as refused:
+        await spoken.complete()
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+    assert "200000" in refused.value.message
 
 
 async def test_its_errors_say_nothing_of_it(spoken: Spoken) -> None:

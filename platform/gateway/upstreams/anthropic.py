@@ -44,7 +44,10 @@ STATUSES = {
     "overloaded_error": 529,
 }
 # Some faults of our account come as 400, which would be the client's.
-OURS = re.compile(rb"credit balance is too low|usage limits?\b.{0,80}regain access|spend limit", re.IGNORECASE)
+OURS = re.compile(
+    rb"credit balance is too low|usage limits?\b.{0,80}regain access|spend limit|organization has been disabled",
+    re.IGNORECASE,
+)
 
 
 class AnthropicAdapter(HTTPAdapter):
@@ -154,7 +157,8 @@ class _Events:
             return [_chunk({"content": text})]
         if text := text_of(delta.get("thinking")):
             return [_chunk({"reasoning": text})]
-        return self._arguments(text) if (text := text_of(delta.get("partial_json"))) else []
+        text = text_of(delta.get("partial_json")) if self._block.get("type") == "tool_use" else ""
+        return self._arguments(text) if text else []
 
     def _stop(self) -> list[Json]:
         """A call without arguments sends none, but clients parse them."""
