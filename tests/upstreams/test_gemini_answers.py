@@ -67,7 +67,10 @@ async def test_how_it_ends(spoken: Spoken, reason: str, finish: str) -> None:
     assert (await spoken.stream())[0][-2]["choices"][0]["finish_reason"] == finish
 
 
-@pytest.mark.parametrize("reason", ["MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MISSING_THOUGHT_SIGNATURE"])
+BROKEN = ("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MISSING_THOUGHT_SIGNATURE", "PUP_LIMITED_DISABLED")
+
+
+@pytest.mark.parametrize("reason", BROKEN)
 async def test_a_broken_answer_is_no_success(spoken: Spoken, reason: str) -> None:
     broken = gemini.answer([], reason)
     spoken.fake.queue(body(broken), events(gemini.event(broken)))

@@ -91,6 +91,24 @@ def test_gemini_counts_thoughts_beside(prompt: int, cached: int, output: int, th
     assert usage.total == raw["totalTokenCount"]
 
 
+@unhurried
+@given(prompt=counts, output=counts, thoughts=counts, tools=counts)
+def test_thoughts_that_gemini_counts_inside_are_not_counted_twice(
+    prompt: int, output: int, thoughts: int, tools: int
+) -> None:
+    """Seen of some models and servers: the total says that candidatesTokenCount has the thoughts in it."""
+    raw = {
+        "promptTokenCount": prompt,
+        "candidatesTokenCount": output,
+        "thoughtsTokenCount": thoughts,
+        "toolUsePromptTokenCount": tools,
+        "totalTokenCount": prompt + tools + output,
+    }
+    usage = parse_usage(gemini.usage_of(raw))
+    assert usage is not None and min(classes(usage)) >= 0
+    assert usage.total == raw["totalTokenCount"] and usage.reasoning_tokens == min(thoughts, output)
+
+
 @pytest.mark.parametrize("protocol", FIELDS)
 @unhurried
 @given(data=st.data())

@@ -11,6 +11,8 @@ from tests.upstream_scripts import Script, body
 from tests.upstreams.fakes.fake import Fake, Json, Refused, events
 
 PATH = re.compile(r"/v1beta/models/([\w.-]+):(generateContent|streamGenerateContent\?alt=sse)")
+NEW = re.compile(r"gemini-(?:3|[a-z-]+-latest)")
+MINIMAL = re.compile(r"gemini-3(?:\.[1-6])?-flash")
 FIELDS = {"contents", "systemInstruction", "tools", "toolConfig", "generationConfig", "safetySettings"}
 CONFIG = {
     *("temperature", "topP", "topK", "candidateCount", "maxOutputTokens", "stopSequences", "seed"),
@@ -75,7 +77,8 @@ class GeminiFake(Fake):
             found = PATH.fullmatch(path)
             assert found
             _check_body(request.body)
-            _check_contents(request.body["contents"], signed=found[1].startswith("gemini-3"))
+            _check_thinking(found[1], request.body.get("generationConfig", {}).get("thinkingConfig", {}))
+            _check_contents(request.body["contents"], signed=bool(NEW.match(found[1])))
 
     def answer(self, request: Served) -> Script:
         said = request.body
@@ -113,15 +116,26 @@ def _check_body(said: Json) -> None:
         raise _invalid("* GenerateContentRequest.contents: contents is not specified")
     if "responseJsonSchema" in config and config.get("responseMimeType") != "application/json":
         raise _invalid("response_schema is only supported with response_mime_type application/json")
-    thinking = config.get("thinkingConfig", {})
-    if {"thinkingBudget", "thinkingLevel"} <= set(thinking):
-        raise _invalid("You can only set only one of thinking budget and thinking level.")
+    if not 1 <= config.get("candidateCount", 1) <= 8:
+        raise _invalid("generation_config.candidate_count must be in range [1, 8]")
     declared = [item for tool in said.get("tools", []) for item in tool["functionDeclarations"]]
     for declaration in declared:
         _known(declaration, {"name", "description", "parametersJsonSchema"}, "tools[0].function_declarations[0]")
     calling = said.get("toolConfig", {}).get("functionCallingConfig", {})
     if calling.get("allowedFunctionNames") and calling["mode"] != "ANY":
         raise _invalid("Allowed function names can only be set when mode is ANY.")
+
+
+def _check_thinking(model: str, thinking: Json) -> None:
+    if {"thinkingBudget", "thinkingLevel"} <= set(thinking):
+        raise _invalid("You can only set only one of thinking budget and thinking level.")
+    level = thinking.get("thinkingLevel")
+    if level and not NEW.match(model):
+        raise _invalid("Thinking level is not supported for this model.")
+    if level not in (None, "low", "medium", "high") and not (level == "minimal" and MINIMAL.match(model)):
+        raise _invalid(f"Thinking level {level.upper()} is not supported for this model.")
+    if thinking.get("thinkingBudget") == 0 and "pro" in model:
+        raise _invalid("Budget 0 is invalid. This model only works in thinking mode.")
 
 
 def _check_contents(contents: list[Json], *, signed: bool) -> None:
@@ -141,5 +155,7 @@ def _check_contents(contents: list[Json], *, signed: bool) -> None:
             )
         called = [part for part in content["parts"] if "functionCall" in part]
         calls = len(called)
+        if called and (not number or contents[number - 1]["role"] != "user"):
+            raise _invalid("Please ensure that function call turn comes immediately after a user turn.")
         if signed and called and "thoughtSignature" not in called[0]:
             raise _invalid("Function call is missing a thought_signature in functionCall parts.")
