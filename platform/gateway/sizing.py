@@ -75,5 +75,6 @@ def _most_input(request: dict[str, Any]) -> int | None:
         for name, value in request.items()
         if name in ("messages", "tools", "functions", "response_format")
     }
-    # A provider may tell its model how to call tools at all, in words that it bills.
-    return len(orjson.dumps(told)) + 64 * (len(messages) + 1) + (HIDDEN_TOOLS if request.get("tools") else 0)
+    # A provider may tell its model how to call tools at all, in words that it bills; calls of before are enough.
+    tools = request.get("tools") or any(message.get("tool_calls") for message in messages)
+    return len(orjson.dumps(told)) + 64 * (len(messages) + 1) + (HIDDEN_TOOLS if tools else 0)

@@ -1,0 +1,23 @@
+"""gateway.sizing: what a request may use at most."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from gateway.sizing import HIDDEN_TOOLS, need_of
+from tests.upstreams.fakes.spoken import ANSWERED, ASKED, GREETING, WEATHER
+
+
+def most_input(**request: Any) -> int:
+    rule: Any = SimpleNamespace(hold="hard")
+    found = need_of({"model": "acme-chat", **request}, [rule], key_id=1, model_id=1, cap=10).input_worst
+    assert found is not None
+    return found
+
+
+def test_the_words_about_tools_are_bounded_too() -> None:
+    """Providers tell their models how tools are called, also where calls stand in the conversation only."""
+    assert most_input(messages=[GREETING]) < HIDDEN_TOOLS
+    assert most_input(messages=[GREETING], tools=[WEATHER]) > HIDDEN_TOOLS
+    assert most_input(messages=[GREETING, ASKED, ANSWERED]) > HIDDEN_TOOLS
