@@ -107,6 +107,25 @@ async def test_overloaded_before_the_first_word_and_after_it(spoken: Spoken) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ("messages.0.content.0.image.source.url.url: Only HTTPS URLs are supported.", "messages"),
+        ("output_config.format.schema: For 'array' type, 'minItems' values are not supported", "response_format"),
+        ("`temperature` and `top_p` cannot both be specified for this model.", "temperature"),
+        ('"thinking.type.disabled" is not supported for this model.', "reasoning_effort"),
+        ("max_tokens: 99999 > 64000, which is the maximum allowed number of output tokens", "max_tokens"),
+        ("tools.0.custom.name: String should match pattern '^[a-zA-Z0-9_-]{1,128}$'", "tools"),
+        ("Your request is odd.", None),
+    ],
+)
+async def test_its_refusals_name_openais_parameter(spoken: Spoken, text: str, param: str | None) -> None:
+    spoken.fake.queue(body(anthropic.error("invalid_request_error", text), 400))
+    with pytest.raises(InvalidRequest) as refused:
+        await spoken.complete()
+    assert (refused.value.param, refused.value.message) == (param, text)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "prompt is too long: 210345 tokens > 200000 maximum",

@@ -8,8 +8,10 @@ has them.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from gateway.errors import GatewayError, InvalidRequest
 from gateway.upstreams.adapter import HTTPAdapter, missing_version
 from gateway.upstreams.anthropic_request import messages_request
 from gateway.upstreams.asked import Json
@@ -48,6 +50,13 @@ OURS = re.compile(
     rb"credit balance is too low|usage limits?\b.{0,80}regain access|spend limit|organization has been disabled",
     re.IGNORECASE,
 )
+# Its refusals begin with the field that they are about, by its own name.
+ABOUT = re.compile(r"[\"`]?(output_config\.\w+|[a-z_]+)")
+PARAMS = {
+    **{name: name for name in ("messages", "tools", "tool_choice", "max_tokens", "temperature", "top_p")},
+    **{"system": "messages", "stop_sequences": "stop", "thinking": "reasoning_effort"},
+    **{"output_config.effort": "reasoning_effort", "output_config.format": "response_format"},
+}
 
 
 class AnthropicAdapter(HTTPAdapter):
@@ -82,6 +91,14 @@ class AnthropicAdapter(HTTPAdapter):
         return Interpreted(
             response, _Events(), target, lambda status, body: self.fault(status, {}, body, target, face.model)
         )
+
+    def fault(
+        self, status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
+    ) -> GatewayError:
+        fault = super().fault(status, headers, body, target, public_model)
+        if isinstance(fault, InvalidRequest) and (found := ABOUT.match(fault.message)):
+            fault.param = fault.param or PARAMS.get(found[1])
+        return fault
 
     def status_of(self, status: int, body: bytes) -> int:
         return 402 if status == 400 and OURS.search(body) else status
