@@ -92,9 +92,10 @@ async def test_a_blocked_prompt_is_an_answer_that_is_billed(spoken: Spoken) -> N
     assert chunks[-2]["choices"][0]["finish_reason"] == "content_filter" and booked == Usage(input_tokens=40)
 
 
-async def test_faults_before_the_first_word_and_after_it(spoken: Spoken) -> None:
-    overloaded = gemini.event(gemini.error(503, "UNAVAILABLE", "The model is overloaded."))
-    limited = gemini.event(gemini.error(429, "RESOURCE_EXHAUSTED", "Quota", {"retryDelay": "34.07s"}))
+@pytest.mark.parametrize("written", [gemini.event, gemini.bare])
+async def test_faults_before_the_first_word_and_after_it(spoken: Spoken, written: Callable[[Json], bytes]) -> None:
+    overloaded = written(gemini.error(503, "UNAVAILABLE", "The model is overloaded."))
+    limited = written(gemini.error(429, "RESOURCE_EXHAUSTED", "Quota", {"retryDelay": "34.07s"}))
     begun = gemini.stream(gemini.HELLO)[0]
     spoken.fake.queue(events(overloaded), events(limited), events(begun, overloaded))
     with pytest.raises(Unavailable):

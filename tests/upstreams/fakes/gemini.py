@@ -47,6 +47,11 @@ def event(said: Json) -> bytes:
     return b"data: " + json.dumps(said).encode() + b"\r\n\r\n"
 
 
+def bare(said: Json) -> bytes:
+    """An error in a stream that has begun: over several lines, and no event at all."""
+    return json.dumps(said, indent=2).encode()
+
+
 def stream(parts: list[Json], usage: Json | None = None) -> list[bytes]:
     """One event per part; the totals so far are in each, the output's only when there is some."""
     usage = usage or USAGE
