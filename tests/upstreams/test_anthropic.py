@@ -203,6 +203,8 @@ async def test_blank_texts_say_nothing(spoken: Spoken) -> None:
     parts = [{"type": "text", "text": " \n"}, {"type": "text", "text": "Say hello."}]
     sent = await spoken.sends({"role": "system", "content": "\n "}, {"role": "user", "content": parts})
     assert "system" not in sent and sent["messages"] == [{"role": "user", "content": HELLO}]
+    sent = await spoken.sends(GREETING, ASKED, {**ANSWERED, "content": "\n"}, tools=[WEATHER])
+    assert sent["messages"][2]["content"] == [{"type": "tool_result", "tool_use_id": "call_1"}]
 
 
 OLD, NEW = "claude-sonnet-4-5-20250929", "claude-opus-4-6"

@@ -181,6 +181,16 @@ async def test_reasoning_effort(spoken: Spoken, model: str, effort: str, expecte
 
 
 @pytest.mark.parametrize(
+    ("effort", "cap", "budget"),
+    [("high", 3000, 1500), ("low", 4096, 1024), ("medium", 100, 512), ("none", 3000, 0), ("high", 60000, 24576)],
+)
+async def test_thoughts_leave_room_for_the_answer(spoken: Spoken, effort: str, cap: int, budget: int) -> None:
+    """A cap of ours where the client sets none would else be spent on thoughts alone."""
+    sent = await spoken.sends(reasoning_effort=effort, max_tokens=cap)
+    assert sent["generationConfig"]["thinkingConfig"]["thinkingBudget"] == budget
+
+
+@pytest.mark.parametrize(
     ("asked", "param", "code"),
     [
         ({"logprobs": True, "top_logprobs": 2}, "logprobs", "unsupported_parameter"),

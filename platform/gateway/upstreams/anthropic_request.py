@@ -68,7 +68,7 @@ def _user(message: Json, path: str) -> list[Json]:
     if message["role"] == "tool":
         result = {"type": "tool_result", "tool_use_id": _call_id(message["tool_call_id"])}
         text = asked.plain_text(message, path)
-        return [{**result, "content": text} if text else result]
+        return [{**result, "content": text} if text.strip() else result]
     # Blank texts are refused, and say nothing.
     parts = [(part, where) for part, where in asked.parts_of(message, path) if part.get("text", "-").strip()]
     return [_block(part, where) for part, where in parts]

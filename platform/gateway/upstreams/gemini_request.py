@@ -29,6 +29,7 @@ TRANSLATED = frozenset(
 )
 # Models before 3 take a number of tokens (Google's own table), later ones a word.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
+LEAST_BUDGET = 512  # that all of them take
 LEVELS = {"none": "minimal", "xhigh": "high", "max": "high"}
 MODEL = re.compile(r"gemini-(\d+)(?:\.(\d+))?")
 NEWEST = (99, 0)  # of gemini-flash-latest and its like, which name no version
@@ -167,7 +168,8 @@ def _thinking(model: str, version: tuple[int, int], request: Json) -> Json:
     effort = request.get("reasoning_effort")
     if effort is None:
         return {}
-    wanted: Json = {"thinkingBudget": BUDGETS[effort]}
+    cap = asked.cap_of(request)  # thoughts are a part of it
+    wanted: Json = {"thinkingBudget": min(BUDGETS[effort], max(LEAST_BUDGET, cap // 2) if cap else INT32)}
     if version >= (3, 0):
         level = LEVELS.get(effort, effort)
         lowest = "low" if "-pro" in model or version > LAST_MINIMAL else "minimal"

@@ -201,7 +201,7 @@ def _check_turns(messages: list[Json]) -> None:
 
 
 def _check_block(block: Json, path: str) -> None:
-    if block["type"] == "text" and not block["text"].strip():
+    if not block.get("text" if block["type"] == "text" else "content", "-").strip():
         raise _invalid("messages: text content blocks must be non-empty")
     if block["type"] == "tool_use" and not isinstance(block["input"], dict):
         raise _invalid(f"{path}.tool_use.input: Input should be a valid dictionary")

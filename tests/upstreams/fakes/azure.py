@@ -91,7 +91,7 @@ class AzureFake(Fake):
 
     def answer(self, request: Served) -> Script:
         said = request.body
-        calls = said.get("tools") and said["messages"][-1]["role"] != "tool"
+        calls = said.get("tools") and said.get("tool_choice") != "none" and said["messages"][-1]["role"] != "tool"
         spoken: Json = {"role": "assistant", "content": None if calls else "Hello there.", "refusal": None}
         if calls:
             spoken["tool_calls"] = [CALL]

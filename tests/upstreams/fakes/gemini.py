@@ -88,7 +88,8 @@ class GeminiFake(Fake):
     def answer(self, request: Served) -> Script:
         said = request.body
         thinks = said.get("generationConfig", {}).get("thinkingConfig", {}).get("includeThoughts")
-        calls = "tools" in said and "functionResponse" not in said["contents"][-1]["parts"][0]
+        mode = said.get("toolConfig", {}).get("functionCallingConfig", {}).get("mode")
+        calls = "tools" in said and mode != "NONE" and "functionResponse" not in said["contents"][-1]["parts"][0]
         parts = ([THOUGHT] if thinks else []) + ([CALL] if calls else HELLO)
         usage = USAGE | ({"thoughtsTokenCount": 8, "totalTokenCount": 60} if thinks else {})
         if ":stream" in request.target:
