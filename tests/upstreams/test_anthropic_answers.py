@@ -148,3 +148,8 @@ async def test_its_errors_say_nothing_of_it(spoken: Spoken) -> None:
     said = refused.value.message
     assert "acme-chat" in said and not {"claude", "anthropic", "sk-ant"} & set(said.lower().replace(",", " ").split())
     assert "nthropic" not in said and "laude" not in said
+    text = "claude-opus-5-5-20260922. does not support forced tool_choice"
+    spoken.fake.queue(body(anthropic.error("invalid_request_error", text), 400))
+    with pytest.raises(InvalidRequest) as refused:
+        await spoken.at(upstream_model="claude-opus-5-5").complete()
+    assert refused.value.message == "acme-chat. does not support forced tool_choice"
