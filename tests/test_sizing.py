@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from gateway.sizing import HIDDEN_TOOLS, need_of
+from gateway.sizing import HIDDEN_WORDS, need_of
 from tests.upstreams.fakes.spoken import ANSWERED, ASKED, GREETING, WEATHER
 
 
@@ -16,8 +16,10 @@ def most_input(**request: Any) -> int:
     return found
 
 
-def test_the_words_about_tools_are_bounded_too() -> None:
-    """Providers tell their models how tools are called, also where calls stand in the conversation only."""
-    assert most_input(messages=[GREETING]) < HIDDEN_TOOLS
-    assert most_input(messages=[GREETING], tools=[WEATHER]) > HIDDEN_TOOLS
-    assert most_input(messages=[GREETING, ASKED, ANSWERED]) > HIDDEN_TOOLS
+def test_the_words_that_providers_add_are_bounded_too() -> None:
+    """They tell their models how tools are called, also where only calls of before are there, and of schemas."""
+    assert most_input(messages=[GREETING]) < HIDDEN_WORDS
+    assert most_input(messages=[GREETING], tools=[WEATHER]) > HIDDEN_WORDS
+    assert most_input(messages=[GREETING, ASKED, ANSWERED]) > HIDDEN_WORDS
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    assert most_input(messages=[GREETING], response_format=schema) > HIDDEN_WORDS

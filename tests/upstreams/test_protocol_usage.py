@@ -157,6 +157,22 @@ def test_running_totals_never_take_back_what_was_delivered(said: list[Any]) -> N
         assert translator.usage.output_tokens >= 3 * len(said)
 
 
+@pytest.mark.parametrize(
+    ("ended", "booked"),
+    [
+        ({"output_tokens": 15}, Usage(25, 300, 100, 15)),
+        ({"input_tokens": 0, "cache_read_input_tokens": None, "output_tokens": 15}, Usage(25, 300, 100, 15)),
+        ({"input_tokens": 40, "cache_read_input_tokens": 310, "output_tokens": 15}, Usage(40, 310, 100, 15)),
+        ({"output_tokens": 0}, Usage(25, 300, 100)),
+    ],
+)
+def test_the_end_of_a_stream_takes_back_no_input(ended: Json, booked: Usage) -> None:
+    interpreter = anthropic._Events()
+    interpreter.chunks({"type": "message_start", "message": {"usage": anthropic_fake.USAGE}})
+    chunks = interpreter.chunks({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": ended})
+    assert parse_usage(chunks[-1]["usage"]) == booked
+
+
 def test_recorded_usage_is_booked_to_the_token() -> None:
     thought = anthropic_fake.USAGE | {"output_tokens_details": {"thinking_tokens": 6}}
     assert booked("anthropic", thought)[0] == Usage(25, 300, 100, 9, 6)

@@ -195,9 +195,10 @@ class _Events:
         return _report({**self._usage, "output_tokens": 0})
 
     def _end(self, usage: object) -> list[Json]:
-        """Totals, of which some may be left out."""
+        """Totals so far, of which some may be left out; servers of others say 0 then, which takes nothing back."""
         said = usage if isinstance(usage, dict) else {}
-        return _report(self._usage | {name: value for name, value in said.items() if value is not None})
+        known = {name: value for name, value in said.items() if value or self._usage.get(name) is None}
+        return _report(self._usage | {name: value for name, value in known.items() if value is not None})
 
 
 def _report(usage: Json) -> list[Json]:
