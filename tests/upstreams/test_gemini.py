@@ -95,6 +95,12 @@ async def test_answers_stand_in_the_order_of_their_calls(spoken: Spoken) -> None
         assert answers == [f"{city}: fine" for city in cities]
 
 
+async def test_a_tool_may_answer_with_a_schema(spoken: Spoken) -> None:
+    schema = '{"properties": {"a": {"$ref": "#/$defs/A"}}}'
+    sent = await spoken.sends(GREETING, ASKED, {**ANSWERED, "content": schema}, tools=[WEATHER])
+    assert sent["contents"][2]["parts"][0]["functionResponse"]["response"] == {"output": schema}
+
+
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 

@@ -120,7 +120,8 @@ def _result(message: Json, path: str, names: dict[str, str]) -> Json:
         raise asked.invalid(f"{path}.tool_call_id", "no call with this id was made before")
     text = asked.plain_text(message, path)
     try:
-        said = loads(text.encode())
+        # In an object "$ref" would name a part of the message; a tool that answers with a schema means none.
+        said = None if '"$ref"' in text else loads(text.encode())
     except ValueError:
         said = None
     return {"functionResponse": {"name": name, "response": said if isinstance(said, dict) else {"output": text}}}

@@ -159,6 +159,8 @@ def _check_contents(contents: list[Json], *, signed: bool) -> None:
                 "Please ensure that the number of function response parts is equal to the number of function call "
                 "parts of the function call turn."
             )
+        if any('"$ref":' in json.dumps(item["response"]) for item in answers):
+            raise _invalid("The referenced name in function_response.response does not match to a display_name.")
         called = [part for part in content["parts"] if "functionCall" in part]
         calls = len(called)
         if called and (not number or contents[number - 1]["role"] != "user"):
