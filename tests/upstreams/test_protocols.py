@@ -135,6 +135,11 @@ FAULTS: dict[str, list[tuple[Any, type[GatewayError], int]]] = {
             UpstreamError,
             502,
         ),
+        (
+            body(anthropic.error("invalid_request_error", "This organization has been disabled."), 400),
+            UpstreamError,
+            502,
+        ),
         (body(anthropic.error("invalid_request_error", "messages: nope"), 400), InvalidRequest, 400),
     ],
     "gemini": [
@@ -149,6 +154,12 @@ FAULTS: dict[str, list[tuple[Any, type[GatewayError], int]]] = {
     "azure": [
         (body(azure.error("429", "Rate limit"), 429, {"retry-after-ms": "6200"}), RateLimited, 429),
         (body(azure.error("InternalServerError", "no"), 500), UpstreamError, 502),
+        (body(azure.error("OperationNotSupported", "The operation does not work."), 400), UpstreamError, 502),
+        (
+            body(azure.error("BadRequest", "Model o3 is enabled only for api versions 2024-12-01-preview."), 400),
+            UpstreamError,
+            502,
+        ),
         (body(azure.error("content_filter", "The prompt was filtered.", param="prompt"), 400), InvalidRequest, 400),
     ],
 }

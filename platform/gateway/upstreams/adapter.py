@@ -60,13 +60,15 @@ class HTTPAdapter(ABC):
         await self._client.close()
 
     async def _post(self, target: Target, request: dict[str, Any], face: Face, *, stream: bool) -> Response:
-        body = dumps(self.body(target, request, stream=stream))
         path, headers = self.path(target, stream=stream), self.headers(target)
-        response = await self._client.post(target, path, body, headers=headers, stream=stream)
-        if response.status == 200:
-            return response
-        said = await response.read_error()
-        raise self.fault(response.status, response.headers, said, target, face.model)
+        while True:
+            body = dumps(asked := self.body(target, request, stream=stream))
+            response = await self._client.post(target, path, body, headers=headers, stream=stream)
+            if response.status == 200:
+                return response
+            said = await response.read_error()
+            if not self.learns(target, asked, response.status, said):
+                raise self.fault(response.status, response.headers, said, target, face.model)
 
     # ---- what a protocol says of itself ------------------------------------------------------------------------
 
@@ -81,6 +83,10 @@ class HTTPAdapter(ABC):
     @abstractmethod
     def body(self, target: Target, request: dict[str, Any], *, stream: bool) -> dict[str, Any]:
         """A request of OpenAI's as the provider wants it. Raises InvalidRequest for what it has no words for."""
+
+    def learns(self, target: Target, asked: dict[str, Any], status: int, said: bytes) -> bool:
+        """Whether a refusal says how this deployment wants to be asked, and `body` will ask so from now on."""
+        return False
 
     def models_path(self, target: Target) -> str:
         return "/models"

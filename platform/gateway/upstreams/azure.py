@@ -7,6 +7,7 @@ some of which have no choice; Relay leaves them out.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 from gateway.upstreams.base import Target
@@ -14,6 +15,8 @@ from gateway.upstreams.client import Headers
 from gateway.upstreams.openai import OpenAIAdapter
 
 API_VERSION = "2024-10-21"  # the latest general availability before the v1 API
+# Faults of our catalogue that come as 400, which would be the client's.
+OURS = re.compile(rb"OperationNotSupported|enabled only for api versions")
 
 
 class AzureAdapter(OpenAIAdapter):
@@ -25,6 +28,9 @@ class AzureAdapter(OpenAIAdapter):
 
     def headers(self, target: Target) -> Headers:
         return (("api-key", target.credential),) if target.credential else ()
+
+    def status_of(self, status: int, body: bytes) -> int:
+        return 404 if status == 400 and OURS.search(body) else status
 
     def models_path(self, target: Target) -> str:
         return _versioned("/models", target.api_version) if _is_v1(target) else _of_resource(target, "/models")

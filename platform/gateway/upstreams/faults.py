@@ -35,7 +35,7 @@ from gateway.upstreams.scrub import SECRET, scrub
 log = logging.getLogger("gateway.upstreams")
 
 CONTEXT_TOO_LONG = re.compile(
-    r"maximum context length|context[ _](?:window|size|length)|too many (?:input )?tokens|prompt is too long"
+    r"maximum context length|context[ _](?:window|size|length|limit)|too many (?:input )?tokens|prompt is too long"
     r"|exceeds the maximum number of tokens",
     re.IGNORECASE,
 )
@@ -81,7 +81,7 @@ def from_response(
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str) -> GatewayError:
-    said = _error_of(body)
+    said = error_of(body)
     if status in (400, 413, 422):
         # Not logged: such a text may quote the prompt, and the client gets it anyway.
         return _invalid(said, target, public_model) if said else UpstreamError(BROKEN)
@@ -139,7 +139,7 @@ def _invalid(said: dict[str, Any], target: Target, public_model: str) -> Invalid
     return fault
 
 
-def _error_of(body: bytes) -> dict[str, Any] | None:
+def error_of(body: bytes) -> dict[str, Any] | None:
     """The error object in whichever of the usual shapes; None if the body has none."""
     try:
         value = loads(body)
