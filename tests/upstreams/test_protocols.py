@@ -141,6 +141,7 @@ FAULTS: dict[str, list[tuple[Any, type[GatewayError], int]]] = {
             502,
         ),
         (body(anthropic.error("invalid_request_error", "messages: nope"), 400), InvalidRequest, 400),
+        (body(anthropic.error("invalid_request_error", "tool_choice: no 'spend limit'"), 400), InvalidRequest, 400),
     ],
     "gemini": [
         (body(gemini.error(429, "RESOURCE_EXHAUSTED", "quota", {"retryDelay": "6.2s"}), 429), RateLimited, 429),
@@ -160,6 +161,7 @@ FAULTS: dict[str, list[tuple[Any, type[GatewayError], int]]] = {
             UpstreamError,
             502,
         ),
+        (body(azure.error("BadRequest", "No tool 'OperationNotSupported'."), 400), InvalidRequest, 400),
         (body(azure.error("content_filter", "The prompt was filtered.", param="prompt"), 400), InvalidRequest, 400),
     ],
 }

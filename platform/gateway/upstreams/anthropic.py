@@ -18,6 +18,7 @@ from gateway.upstreams.asked import Json
 from gateway.upstreams.base import Face, Target
 from gateway.upstreams.client import Headers
 from gateway.upstreams.events import Interpreted, StreamFault
+from gateway.upstreams.faults import error_of
 from gateway.upstreams.fields import text_of
 from gateway.upstreams.jsontext import dumps
 from gateway.upstreams.relay import Source
@@ -45,9 +46,11 @@ STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-# Some faults of our account come as 400, which would be the client's.
+# Some faults of our account come as 400, which would be the client's. Those speak to us; other refusals begin with a
+# field, and may repeat in quotes what the client wrote.
 OURS = re.compile(
-    rb"credit balance is too low|usage limits?\b.{0,80}regain access|spend limit|organization has been disabled",
+    r"(?:your?|this)\b[^\"'`]*(?:credit balance is too low|usage limits?\b[^\"'`]{0,80}regain access|spend limit"
+    r"|organization has been disabled)",
     re.IGNORECASE,
 )
 # Its refusals begin with the field that they are about, by its own name.
@@ -101,7 +104,8 @@ class AnthropicAdapter(HTTPAdapter):
         return fault
 
     def status_of(self, status: int, body: bytes) -> int:
-        return 402 if status == 400 and OURS.search(body) else status
+        said = error_of(body) if status == 400 else None
+        return 402 if said and OURS.match(str(said.get("message"))) else status
 
 
 def usage_of(raw: object) -> Json | None:
