@@ -52,6 +52,7 @@ class Trip:
         self._span: Span | None = None
         self._first_byte_ms: int | None = None
         self._faults: dict[int, Fault] = {}  # the last one, by deployment
+        self._failed_at: dict[int, float] = {}
         self.abandoned = False  # a provider was being asked when nobody waited any more
         self.done: list[Attempt] = []
 
@@ -112,7 +113,7 @@ class Trip:
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
-        self._faults[leg.deployment_id] = fault
+        self._faults[leg.deployment_id], self._failed_at[leg.deployment_id] = fault, time.monotonic()
 
     def left(self, outcome: str) -> None:
         """Nobody waits any more, before the first byte: the client has gone, or the server stops."""
@@ -175,11 +176,12 @@ class Trip:
 
     async def _again(self) -> Leg | None:
         """One that has failed before, after a wait; the one that can be asked soonest."""
-        waits = []
+        waits, now = [], time.monotonic()
         for leg in self._legs:
             fault = self._faults.get(leg.deployment_id)
             if fault is not None and fault.waits and loads[leg.deployment_id].may_retry:
-                waits.append((wait_s(len(self.done), fault, _random), leg))
+                passed = now - self._failed_at[leg.deployment_id]  # while others were asked
+                waits.append((max(0.0, wait_s(len(self.done), fault, _random) - passed), leg))
         for wait, leg in sorted(waits, key=lambda found: found[0]):
             if time.monotonic() - self._began + wait > self._within_s:
                 return None

@@ -113,13 +113,13 @@ def _in_order(
         load, cost = loads[target.deployment_id], None
         if by_cost and (rates := facts.cost_rates(target.provider_id, now)) is not None:
             cost = rates.currency, hold(rates, need.input_expected, need.output_expected)
-        latency = load.latency_ms(stream=stream, now=moment)
+        latency = load.expected_ms(stream=stream, now=moment)
         candidates.append(
             Candidate(target.deployment_id, placement.priority, placement.weight, load.busy(moment), latency, cost)
         )
     key = _sticky_key(request) if facts.sticky else ""
     chosen = selection.ordered(candidates, strategy=facts.strategy, random=_random, sticky_key=key)
-    loads[chosen[0].deployment_id].picked(moment)
+    loads[chosen[0].deployment_id].picked(moment, stream=stream)
     by_id = {placement.target.deployment_id: placement for placement in placements}
     return [by_id[candidate.deployment_id] for candidate in chosen]
 
