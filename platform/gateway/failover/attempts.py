@@ -96,6 +96,8 @@ class Trip:
         loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
         if self._probe or not self._stream:  # a stream has yet to show that it does not break
             board.succeeded(self._leg.deployment_id, probe=self._probe, tenant=self._tenant)
+        if self._stream:
+            board.began(self._leg.deployment_id)
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
@@ -127,6 +129,8 @@ class Trip:
         """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault; `internal`: ours)."""
         if self._leg is not None:
             leg = self._leave(outcome, 200)
+            if self._stream:
+                board.over(leg.deployment_id)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut", tenant=self._tenant)

@@ -237,6 +237,23 @@ async def test_a_deployment_whose_streams_all_break_is_taken_out(
     assert [failure is None for failure in failures] == [False] * 5 + [True] * 2
 
 
+async def test_failures_between_streams_that_flow_are_not_in_a_row(
+    upstream: Upstream, served: Served, ask: Any, nothing_known: Board
+) -> None:
+    model = await sync_to_async(served)("acme-chat", "only", max_attempts=1)
+    deployment = await model.deployments.aget()
+    streams = []
+    for _ in range(6):
+        upstream.queue(Stream(["one", "two"], interval=0.5), error(500))
+        streams.append(asyncio.create_task(streamed(await ask(stream=True))))
+        assert (await ask()).status_code == 502
+    assert (await ask()).status_code == 200
+    for stream in streams:
+        assert (await stream)[1] is None
+    breaker = nothing_known._breakers[deployment.pk]
+    assert (breaker.flowing, breaker.results.good, breaker.results.bad) == (0, 7, 6)
+
+
 async def test_a_model_whose_providers_all_fail_says_so_at_once(upstream: Upstream, served: Served, ask: Any) -> None:
     await sync_to_async(served)("acme-chat", "only", max_attempts=1)
     upstream.script("only", error(500))

@@ -1,4 +1,4 @@
-"""Which deployment a request goes to, seen from the provider: keys that stay together, latencies that are found out."""
+"""Which deployment a request goes to, seen from the provider: keys that keep together, speeds that are found out."""
 
 from __future__ import annotations
 
