@@ -23,7 +23,7 @@ from gateway.ledger.decisions import unasked
 from gateway.ledger.items import EarlyRefusal, Gate, Order
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
 from gateway.limits.facts import Rule
-from gateway.limits.refusals import unbounded
+from gateway.limits.refusals import at_capacity, too_large_anywhere, unbounded
 from gateway.limits.refusals_log import LACKS
 from gateway.sizing import capped, fitting, need_of
 from gateway.upstreams.base import Adapter, Face, Target
@@ -212,6 +212,16 @@ def _face(facts: ModelFacts, request_id: UUID, include_usage: bool) -> Face:
         reasoning_field=facts.reasoning_field,
         include_usage=include_usage,
     )
+
+
+def without_room(route: Route, name: str, wait_ms: int | None) -> GatewayError:
+    """No deployment takes it: at the moment, or ever, since it is more than any of them takes in a minute. One that is
+    out now, and would take it, is worth waiting for."""
+    asked = route.need.input_expected + route.need.output_expected
+    limits = [place.tpm for place in (*route.facts.deployments, *(leg.placement for leg in route.legs))]
+    if all(0 < limit < asked for limit in limits):
+        return too_large_anywhere(name, max(limits), asked)
+    return at_capacity(name, wait_ms)
 
 
 def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:
