@@ -215,8 +215,8 @@ def _face(facts: ModelFacts, request_id: UUID, include_usage: bool) -> Face:
 
 
 def without_room(route: Route, name: str, wait_ms: int | None) -> GatewayError:
-    """No deployment takes it: at the moment, or ever, since it is more than any of them takes in a minute. One that is
-    out now, and would take it, is worth waiting for."""
+    """No deployment takes it: now, or ever, since it is more than any of them takes in a minute. One that is out now,
+    and would take it, is worth waiting for."""
     asked = route.need.input_expected + route.need.output_expected
     limits = [place.tpm for place in (*route.facts.deployments, *(leg.placement for leg in route.legs))]
     if all(0 < limit < asked for limit in limits):

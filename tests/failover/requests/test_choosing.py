@@ -69,6 +69,18 @@ async def test_those_who_come_first_of_all_do_not_all_wait_with_one(
     assert len(set(asked(upstream))) == 4
 
 
+async def test_a_fallback_that_stands_by_is_not_being_asked(
+    upstream: Upstream, served: Served, ask: Any, process_loads: defaultdict[int, Load]
+) -> None:
+    model = await sync_to_async(served)("acme-small", *SAME[:2], strategy="lowest_latency")
+    known = await model.deployments.aget(upstream_model="two")
+    process_loads[known.pk].succeeded(10, stream=False)
+    await sync_to_async(served)("acme-chat", "first", fallbacks=["acme-small"])
+    await ask()
+    await ask(model="acme-small")
+    assert asked(upstream) == ["first", "one"]
+
+
 async def test_a_deployment_that_only_fails_is_not_the_fastest(upstream: Upstream, served: Served, ask: Any) -> None:
     await sync_to_async(served)("acme-chat", *SAME[:2], strategy="lowest_latency")
     upstream.script("one", error(500))
