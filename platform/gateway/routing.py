@@ -96,7 +96,17 @@ def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
 
 
 def permitted(catalogue: Catalogue, caller: Caller) -> list[ModelFacts]:
-    return [facts for facts in catalogue.models if facts.deployments and caller.may_call(facts.public_id)]
+    return [
+        facts for facts in catalogue.models if caller.may_call(facts.public_id) and served(catalogue, caller, facts)
+    ]
+
+
+def served(catalogue: Catalogue, caller: Caller, facts: ModelFacts) -> bool:
+    """Anywhere at all: by deployments of its own, or by those of a fallback that this caller may call."""
+    if facts.deployments:
+        return True
+    others = (catalogue.by_name.get(name) for name in facts.fallbacks)
+    return any(other is not None and other.deployments and caller.may_call(other.public_id) for other in others)
 
 
 def choose_route(

@@ -203,6 +203,13 @@ def test_it_says_which_fallback_is_none(browser: Client, model: Model, fallbacks
     assert Model.objects.count() == 1
 
 
+def test_it_says_whether_a_model_can_be_called(browser: Client, model: Model) -> None:
+    model.deployments.update(enabled=False)
+    assert "none: cannot be called" in text_of(browser.get("/admin/catalogue/model/"))
+    Model.objects.filter(pk=model.pk).update(fallbacks=["acme-small"])
+    assert "none: left to its fallbacks" in text_of(browser.get("/admin/catalogue/model/"))
+
+
 def test_it_completes_names_while_one_types(browser: Client, model: Model, acme: Tenant) -> None:
     asked = {"app_label": "catalogue", "model_name": "price", "term": "acme"}
     for field, name in (("model", "acme-chat"), ("provider", "acme-llm"), ("tenant", "acme")):
