@@ -101,7 +101,7 @@ class Trip:
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
-        leg = self._leave(fault.outcome, exc.upstream_status or 0)
+        leg = self._leave(fault.outcome, exc.upstream_status or (200 if fault.blame == "cut" else 0))
         load = loads[leg.deployment_id]
         if fault.here or fault.blame:
             load.failed()

@@ -144,6 +144,8 @@ async def test_an_answer_that_has_begun_and_cannot_be_read_is_not_asked_for_agai
     upstream.script("first", html(200))
     assert (await ask()).status_code == 502
     assert asked(upstream) == ["first"]
+    _, attempts = await books()
+    assert [(attempt.outcome, attempt.http_status) for attempt in attempts] == [("cut", 200)]
 
 
 async def test_a_limit_is_waited_for_where_there_is_nobody_else(upstream: Upstream, served: Served, ask: Any) -> None:
@@ -235,23 +237,6 @@ async def test_a_deployment_whose_streams_all_break_is_taken_out(
     upstream.script("first", Stream(cut_after=2))
     failures = [(await streamed(await ask(stream=True)))[1] for _ in range(7)]
     assert [failure is None for failure in failures] == [False] * 5 + [True] * 2
-
-
-async def test_failures_between_streams_that_flow_are_not_in_a_row(
-    upstream: Upstream, served: Served, ask: Any, nothing_known: Board
-) -> None:
-    model = await sync_to_async(served)("acme-chat", "only", max_attempts=1)
-    deployment = await model.deployments.aget()
-    streams = []
-    for _ in range(6):
-        upstream.queue(Stream(["one", "two"], interval=0.5), error(500))
-        streams.append(asyncio.create_task(streamed(await ask(stream=True))))
-        assert (await ask()).status_code == 502
-    assert (await ask()).status_code == 200
-    for stream in streams:
-        assert (await stream)[1] is None
-    breaker = nothing_known._breakers[deployment.pk]
-    assert (breaker.flowing, breaker.results.good, breaker.results.bad) == (0, 7, 6)
 
 
 async def test_a_model_whose_providers_all_fail_says_so_at_once(upstream: Upstream, served: Served, ask: Any) -> None:
