@@ -28,7 +28,7 @@ from gateway.identifiers import uuid7
 from gateway.ledger import desk
 from gateway.limits import rate_headers
 from gateway.limits.facts import Rule
-from gateway.limits.refusals import at_capacity, refusal
+from gateway.limits.refusals import refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
@@ -178,7 +178,7 @@ async def _admit(call: Call) -> Route:
                 lowered = _fitted_or_refused(call, route, detail, attempt)
                 continue
             if verdict == "full":
-                raise at_capacity(call.model, detail)
+                raise routing.without_room(route, call.model, detail)
             if verdict == "window":  # our clock was in another window than the database's
                 now = datetime.fromisoformat(detail)
                 continue

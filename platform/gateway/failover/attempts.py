@@ -52,6 +52,7 @@ class Trip:
         self._span: Span | None = None
         self._first_byte_ms: int | None = None
         self._faults: dict[int, Fault] = {}  # the last one, by deployment
+        self._failed_at: dict[int, float] = {}
         self.abandoned = False  # a provider was being asked when nobody waited any more
         self.done: list[Attempt] = []
 
@@ -95,10 +96,12 @@ class Trip:
         loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
         if self._probe or not self._stream:  # a stream has yet to show that it does not break
             board.succeeded(self._leg.deployment_id, probe=self._probe, tenant=self._tenant)
+        if self._stream:
+            board.began(self._leg.deployment_id)
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
-        leg = self._leave(fault.outcome, exc.upstream_status or 0)
+        leg = self._leave(fault.outcome, exc.upstream_status or (200 if fault.blame == "cut" else 0))
         load = loads[leg.deployment_id]
         if fault.here or fault.blame:
             load.failed()
@@ -112,7 +115,7 @@ class Trip:
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
-        self._faults[leg.deployment_id] = fault
+        self._faults[leg.deployment_id], self._failed_at[leg.deployment_id] = fault, time.monotonic()
 
     def left(self, outcome: str) -> None:
         """Nobody waits any more, before the first byte: the client has gone, or the server stops."""
@@ -126,6 +129,8 @@ class Trip:
         """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault; `internal`: ours)."""
         if self._leg is not None:
             leg = self._leave(outcome, 200)
+            if self._stream:
+                board.over(leg.deployment_id)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut", tenant=self._tenant)
@@ -175,11 +180,12 @@ class Trip:
 
     async def _again(self) -> Leg | None:
         """One that has failed before, after a wait; the one that can be asked soonest."""
-        waits = []
+        waits, now = [], time.monotonic()
         for leg in self._legs:
             fault = self._faults.get(leg.deployment_id)
             if fault is not None and fault.waits and loads[leg.deployment_id].may_retry:
-                waits.append((wait_s(len(self.done), fault, _random), leg))
+                passed = now - self._failed_at[leg.deployment_id]  # while others were asked
+                waits.append((max(0.0, wait_s(len(self.done), fault, _random) - passed), leg))
         for wait, leg in sorted(waits, key=lambda found: found[0]):
             if time.monotonic() - self._began + wait > self._within_s:
                 return None

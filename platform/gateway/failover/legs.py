@@ -76,6 +76,8 @@ def legs_for(
     usable = resting_last([leg for leg in legs if board.state(leg.deployment_id) is not State.OPEN])
     if not usable:
         raise unavailable(legs, f"The model `{facts.public_id}` is not available at the moment.")
+    # Only where it goes: a fallback that stands by, or one that is out, is not being asked.
+    loads[usable[0].deployment_id].picked(time.monotonic(), stream=stream)
     return usable
 
 
@@ -113,13 +115,12 @@ def _in_order(
         load, cost = loads[target.deployment_id], None
         if by_cost and (rates := facts.cost_rates(target.provider_id, now)) is not None:
             cost = rates.currency, hold(rates, need.input_expected, need.output_expected)
-        latency = load.latency_ms(stream=stream, now=moment)
+        latency = load.expected_ms(stream=stream, now=moment)
         candidates.append(
             Candidate(target.deployment_id, placement.priority, placement.weight, load.busy(moment), latency, cost)
         )
     key = _sticky_key(request) if facts.sticky else ""
     chosen = selection.ordered(candidates, strategy=facts.strategy, random=_random, sticky_key=key)
-    loads[chosen[0].deployment_id].picked(moment)
     by_id = {placement.target.deployment_id: placement for placement in placements}
     return [by_id[candidate.deployment_id] for candidate in chosen]
 

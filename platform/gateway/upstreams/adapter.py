@@ -18,7 +18,7 @@ from gateway.upstreams.base import Answer, Face, Target
 from gateway.upstreams.client import Client, Headers
 from gateway.upstreams.faults import from_response, note
 from gateway.upstreams.jsontext import dumps, loads
-from gateway.upstreams.relay import Relay, Source
+from gateway.upstreams.relay import Relay, Source, empty
 from gateway.upstreams.response import Response
 from gateway.upstreams.tokens import estimate_request
 
@@ -125,8 +125,8 @@ def _json(body: bytes, target: Target) -> object:
     try:
         return loads(body)
     except ValueError:
-        note(target, "the body is not JSON")
-        raise UpstreamError(FAILED) from None
+        note(target, "the body is not JSON" if body else "the body is empty")
+        raise (UpstreamError(FAILED) if body else empty()) from None
 
 
 class _Whole:
