@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import openai
 import pytest
@@ -26,21 +27,40 @@ def test_eight_at_once_in_two_processes_get_one_answer(shop: Shop, stream: bool)
     shop.records()
 
 
+class Patient:
+    """A provider that answers when it may."""
+
+    def __init__(self, text: str = "A late fox.") -> None:
+        self.may = threading.Event()
+        self.answer = Answer(text)
+
+    async def __call__(self, exchange: Exchange) -> None:
+        while not self.may.is_set():
+            await exchange.pause(0.02)
+        await self.answer(exchange)
+
+
 def test_who_waits_too_long_is_told_to_come_again(shop: Shop) -> None:
     """And the official client does: its second try finds the answer."""
-    served = shop.serve(Answer("A late fox.", delay=6.5))
-    first = threading.Thread(target=shop.ask)
-    first.start()
-    shop.kept("running")
-    again = shop.ask(server=shop.second)
-    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
-    assert again.headers["retry-after"] == "1"
-    with openai.OpenAI(base_url=f"{shop.second}/v1", api_key=shop.secret, max_retries=2, timeout=30) as client:
-        answer = client.chat.completions.create(**shop.body(), extra_headers={"Idempotency-Key": shop.key})
-    assert answer.choices[0].message.content == "A late fox."
-    first.join()
+    served = shop.serve(late := Patient())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shop.ask)
+        shop.kept("running")
+        official = pool.submit(_official_answer, shop)
+        again = shop.ask(server=shop.second)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+        assert again.headers["retry-after"] == "1"
+        late.may.set()
+        assert official.result() == "A late fox."
+        assert first.result().status_code == 200
     assert len(served()) == 1
     shop.records()
+
+
+def _official_answer(shop: Shop) -> str | None:
+    with openai.OpenAI(base_url=f"{shop.second}/v1", api_key=shop.secret, max_retries=2, timeout=30) as client:
+        answer = client.chat.completions.create(**shop.body(), extra_headers={"Idempotency-Key": shop.key})
+    return str(answer.choices[0].message.content)
 
 
 def test_the_other_body_is_refused_at_once_while_the_first_runs(shop: Shop) -> None:
@@ -53,18 +73,29 @@ def test_the_other_body_is_refused_at_once_while_the_first_runs(shop: Shop) -> N
     first.join()
 
 
-def test_a_crowd_that_waits_is_bounded(shop: Shop) -> None:
-    """Beyond 64 in a process who repeats is told at once, so that their looks do not keep others' reads waiting."""
-    served = shop.serve(Answer(delay=1.5))
-    first = threading.Thread(target=shop.ask)
-    first.start()
-    shop.kept("running")
-    answers = shop.at_once(80, lambda number: shop.ask(server=shop.second))
-    statuses = [answer.status_code for answer in answers]
+def test_a_tenants_crowd_that_waits_is_bounded_and_takes_no_place_of_others(shop: Shop) -> None:
+    """Beyond 64 of a tenant in a process who repeats is told at once."""
+    served = shop.serve(mine := Patient(), theirs := Patient())
+    with ThreadPoolExecutor(90) as pool:
+        first = pool.submit(shop.ask)
+        shop.under_way(served)
+        neighbours = pool.submit(shop.ask, secret=shop.neighbour)
+        while len(served()) < 2:
+            time.sleep(0.01)
+        crowd = [pool.submit(shop.ask, server=shop.second) for _ in range(80)]
+        told = next(as_completed(crowd)).result()  # there was no room for it
+        again = pool.submit(shop.ask, server=shop.second, secret=shop.neighbour)
+        assert told.status_code == 409
+        with pytest.raises(TimeoutError):
+            again.result(0.5)  # it waits
+        mine.may.set()
+        theirs.may.set()
+        statuses = [asked.result().status_code for asked in crowd]
+        assert (first.result().status_code, neighbours.result().status_code) == (200, 200)
+        assert again.result().headers["idempotent-replayed"] == "true"
     assert set(statuses) == {200, 409}
     assert statuses.count(200) >= 60
-    first.join()
-    assert len(served()) == 1
+    assert len(served()) == 2
 
 
 def test_many_keys_at_once_are_many_requests(shop: Shop) -> None:

@@ -67,11 +67,11 @@ def failing(times: int, error: Exception) -> Callable[..., Any]:
 
 
 async def records() -> int:
-    return await thread.run(UsageRecord.objects.count)
+    return await thread.run(0, UsageRecord.objects.count)
 
 
 async def states() -> list[str]:
-    return await thread.run(lambda: list(KeptReply.objects.values_list("state", flat=True)))
+    return await thread.run(0, lambda: list(KeptReply.objects.values_list("state", flat=True)))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -132,9 +132,8 @@ async def test_the_database_is_away_when_the_key_is_looked_up(post: Post, monkey
     assert await records() == 0
 
 
-async def test_a_client_that_leaves_while_the_key_is_looked_up_leaves_no_claim(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """claims.take, which has its claim, sets the first event, and returns when the second is set."""
     begun, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     real = claims.take
@@ -146,6 +145,28 @@ async def test_a_client_that_leaves_while_the_key_is_looked_up_leaves_no_claim(
         return found
 
     monkeypatch.setattr(claims, "take", take)
+    return begun, go
+
+
+async def test_a_database_that_hangs_is_a_503_and_leaves_no_claim(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once, "LOOK_UP_SECONDS", 0.1)
+    with monkeypatch.context() as patch:
+        _, go = hanging(patch)
+        refused = await post()
+        assert (refused.status_code, refused["retry-after"]) == (503, "2")
+        go.set()
+        await running.finished()
+    assert await states() == []
+    monkeypatch.undo()
+    assert (await post()).status_code == 200
+
+
+async def test_a_client_that_leaves_while_the_key_is_looked_up_leaves_no_claim(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = hanging(monkeypatch)
     asking = asyncio.create_task(post())
     await begun.wait()
     asking.cancel()

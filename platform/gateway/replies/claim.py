@@ -51,7 +51,7 @@ class Claim:
     async def _did(self, verb: Callable[..., object], facts: tuple[object, ...]) -> bool:
         """False: the database is away."""
         try:
-            await thread.run(verb, self._id, self._asked, *facts)
+            await thread.run(self._asked.tenant_id, verb, self._id, self._asked, *facts)
         except Unavailable:
             log.warning("The database is away: the answer to request %s waits", self._asked.request_id)
             return False
