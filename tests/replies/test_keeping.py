@@ -201,6 +201,16 @@ async def test_a_large_one_that_nobody_ever_read_does_not_wait_for_ever(
     assert await states() == ["too_large"]
 
 
+@pytest.mark.parametrize(
+    ("stream", "sse", "whole", "patience"), [(True, 10, 45, 5), (True, 4, 45, 2), (False, 4, 3, 1.5), (True, 0, 9, 5)]
+)
+def test_who_waits_for_an_answer_is_told_before_a_keep_alive_says_200(
+    stream: bool, sse: int, whole: int, patience: float, settings: Any
+) -> None:
+    settings.SSE_KEEP_ALIVE_SECONDS, settings.WHOLE_KEEP_ALIVE_SECONDS = sse, whole
+    assert once._patience_s(stream) == patience
+
+
 async def test_switched_off_the_header_is_ignored(post: Post, settings: Any) -> None:
     settings.IDEMPOTENCY_HOURS = 0
     for _ in range(2):

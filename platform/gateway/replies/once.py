@@ -149,7 +149,7 @@ async def _wait(asked: Asked) -> Found:
     if _waiting[tenant_id] >= WAITING:
         return found
     loop = asyncio.get_running_loop()
-    until, pause = loop.time() + WAIT_SECONDS, FIRST_LOOK_SECONDS
+    until, pause = loop.time() + _patience_s(asked.stream), FIRST_LOOK_SECONDS
     _waiting[tenant_id] += 1
     try:
         while found.finding is Finding.RUNNING and loop.time() < until:
@@ -161,6 +161,12 @@ async def _wait(asked: Asked) -> Found:
         if not _waiting[tenant_id]:
             del _waiting[tenant_id]
     return found
+
+
+def _patience_s(stream: bool) -> float:
+    """A keep-alive begins the answer with 200: after it a 409, and when to come again, could not be told."""
+    silence: float = settings.SSE_KEEP_ALIVE_SECONDS if stream else settings.WHOLE_KEEP_ALIVE_SECONDS
+    return min(WAIT_SECONDS, silence / 2) if silence else WAIT_SECONDS
 
 
 def _refusal(finding: Finding) -> GatewayError:
