@@ -15,7 +15,7 @@ from django.test import AsyncClient
 from apiv1 import chat
 from gateway import pipeline
 from gateway.catalogue.models import Model
-from gateway.errors import GatewayError
+from gateway.errors import STOPPED, GatewayError
 from gateway.ledger.models import UsageRecord
 from gateway.replies import claim, claims, once, production, running, thread
 from gateway.replies.models import KeptReply
@@ -94,8 +94,37 @@ async def test_an_answer_that_the_database_refuses_is_not_kept(
 ) -> None:
     monkeypatch.setattr(claims, "keep", failing(1, DataError("it does not like it")))
     assert b"Hello" in await said(await post(stream=stream))
-    assert await states() == []
     assert "cannot be kept" in caplog.text
+    again = await post(stream=stream)  # it was charged: not once more under this key
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_answer_lost")
+    assert again["x-should-retry"] == "false"
+    assert await records() == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_stops_before_it_has_kept_an_answer_frees_no_key(
+    post: Post, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """The request is in the books: whoever repeats it is told that the answer is lost, once this process has ended."""
+    keeping = asyncio.Event()
+
+    async def keep(*args: Any) -> None:
+        keeping.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(claim.Claim, "keep", keep)
+    asking = asyncio.create_task(read_whole(post, stream))
+    await keeping.wait()
+    for task in running.tasks:
+        task.cancel(STOPPED)
+    await asyncio.gather(asking, return_exceptions=True)
+    await asyncio.gather(*running.tasks, return_exceptions=True)
+    assert await states() == ["running"]
+    assert await records() == 1
+
+
+async def read_whole(post: Post, stream: bool) -> bytes:
+    return await said(await post(stream=stream))
 
 
 async def test_a_claim_is_given_up_when_the_database_is_back(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,6 @@ class Claim:
             return False
         except Exception:
             log.exception("The answer to request %s cannot be kept", self._asked.request_id)
-            if verb is not claims.release:
-                return await self._did(claims.release, ())
+            if verb is claims.keep:  # it was charged: not to be run again
+                return await self._did(claims.lose, ())
         return True
