@@ -105,7 +105,7 @@ async def test_an_answer_that_the_database_refuses_is_not_kept(
 async def test_a_server_that_stops_before_it_has_kept_an_answer_frees_no_key(
     post: Post, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """The request is in the books: whoever repeats it is told that the answer is lost, once this process has ended."""
+    """The request is in the books: who repeats it is told that the answer is lost, once this process has ended."""
     keeping = asyncio.Event()
 
     async def keep(*args: Any) -> None:

@@ -78,9 +78,7 @@ class Finding(Enum):
     RUNNING = "running"
     OTHER_BODY = "other body"
     TOO_LARGE = "too large"
-    LOST = (
-        "lost"  # charged, but its process died before it was kept; or it could not be; or nothing opens it any more
-    )
+    LOST = "lost"  # charged, but its process died before it was kept, or it could not be, or nothing opens it now
 
 
 @dataclass(frozen=True, slots=True)
