@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pytest
 
+from tests.faults.wrongs import Wrong
 from tests.servers import running_server
 from tests.telemetry.collector import Collector
 from tests.telemetry.watched import SECRET_WORDS, Watched, free_port
 from tests.upstream_scripts import Answer, Stream, error
+
+CACHED = {
+    "prompt_tokens": 30,
+    "completion_tokens": 3,
+    "total_tokens": 33,
+    "prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 6},
+}
 
 
 def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -> None:
@@ -25,7 +35,6 @@ def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -
         "gen_ai.request.max_tokens": 50,
         "gen_ai.request.temperature": 0.5,
         "gen_ai.request.seed": 7,
-        "gen_ai.request.stream": False,
         "gen_ai.usage.input_tokens": said["usage"]["prompt_tokens"],
         "gen_ai.usage.output_tokens": said["usage"]["completion_tokens"],
         "http.request.method": "POST",
@@ -35,21 +44,35 @@ def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -
         "counterfoil.outcome": "completed",
     }
     assert span.attributes | expected == span.attributes
+    assert not {"gen_ai.request.stream", "gen_ai.response.time_to_first_chunk"} & set(span.attributes)  # no stream
     assert span.resource["service.name"] == "counterfoil"
 
 
 def test_the_call_of_the_provider_is_a_span_under_it_which_the_provider_is_told(watched: Watched) -> None:
-    response = watched.ask(stream=True)
+    watched.upstream.queue(Wrong(3, usage=CACHED))
+    response = watched.ask(stream=True, temperature=0.5)
     server, client = watched.collector.of(response.headers["x-request-id"], 2)
     assert (client.name, client.kind, client.parent_id) == ("chat acme-chat-v1", "client", server.span_id)
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "acme-chat-v1",
+        "gen_ai.request.stream": True,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.usage.input_tokens": 30,
+        "gen_ai.usage.output_tokens": 3,
+        "gen_ai.usage.cache_read.input_tokens": 20,
+        "gen_ai.usage.cache_write.input_tokens": 6,
+        "server.address": "127.0.0.1",
+        "server.port": urlsplit(watched.upstream.url).port,
         "counterfoil.provider": "scripted",
+        "counterfoil.request_id": response.headers["x-request-id"],
         "http.response.status_code": 200,
     }
     assert client.attributes | expected == client.attributes
+    for span in (server, client):
+        assert span.attributes["gen_ai.response.time_to_first_chunk"] > 0
+        assert span.attributes["gen_ai.usage.cache_write.input_tokens"] == 6
     assert server.attributes["gen_ai.provider.name"] == "openai"
     (served,) = watched.upstream.served
     version, *ids, flags = served.headers["traceparent"].split("-")

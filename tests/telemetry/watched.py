@@ -79,8 +79,8 @@ def free_port() -> int:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what happens in another process; fails after 20 s."""
-    deadline = time.monotonic() + 20
+    """Wait for what happens in another process; fails after a minute: two workers may have to start."""
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)

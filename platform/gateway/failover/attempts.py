@@ -21,6 +21,7 @@ from gateway.failover.retries import Fault, fault_of, wait_s
 from gateway.ledger.items import Attempt
 from gateway.telemetry import metrics, traces
 from gateway.telemetry.spans import Leg as Span
+from gateway.upstreams.base import Usage
 
 T = TypeVar("T")
 _random = Random()
@@ -94,6 +95,8 @@ class Trip:
         assert self._leg is not None
         took_ms = self._elapsed_ms(self._leg_began)
         loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
+        if self._span is not None:
+            self._span.answered(took_ms / 1000)
         if self._probe or not self._stream:  # a stream has yet to show that it does not break
             board.succeeded(self._leg.deployment_id, probe=self._probe, tenant=self._tenant)
         if self._stream:
@@ -125,10 +128,10 @@ class Trip:
             if self._probe:
                 board.abandoned(leg.deployment_id)
 
-    def ended(self, outcome: str) -> None:
+    def ended(self, outcome: str, usage: Usage | None = None) -> None:
         """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault; `internal`: ours)."""
         if self._leg is not None:
-            leg = self._leave(outcome, 200)
+            leg = self._leave(outcome, 200, usage)
             if self._stream:
                 board.over(leg.deployment_id)
             if outcome == "cut":
@@ -137,7 +140,7 @@ class Trip:
             elif self._stream and outcome != "internal":
                 board.succeeded(leg.deployment_id, tenant=self._tenant)
 
-    def _leave(self, outcome: str, http_status: int) -> Leg:
+    def _leave(self, outcome: str, http_status: int, usage: Usage | None = None) -> Leg:
         """`http_status` is the provider's own; 0: none came."""
         leg, self._leg = self._leg, None
         assert leg is not None
@@ -147,7 +150,7 @@ class Trip:
             provider=leg.provider_id, deployment_id=leg.deployment_id, outcome=outcome, seconds=seconds
         )
         if self._span is not None:
-            self._span.end(outcome, http_status=http_status)
+            self._span.end(outcome, http_status=http_status, usage=usage)
             self._span = None
         self.done.append(
             Attempt(

@@ -17,6 +17,7 @@ from gateway.errors import Unavailable
 from gateway.ledger.items import EarlyRefusal, Ending, Gate, Item, Order, check
 from gateway.ledger.writer import Outcome, Ticket, Writer
 from gateway.limits.refusals_log import Sampler
+from gateway.telemetry import metrics
 from tenants.facts import Caller
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Desk:
 
     def _ring(self) -> None:
         self._ringing = None
+        metrics.desk_queue(len(self.writer.queue))  # the writer says it too, but not while its database hangs
         self.writer.queue.ring()
 
     def _deliver(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:

@@ -13,7 +13,6 @@ from gateway.telemetry import families, labels
 from gateway.telemetry.families import Family
 from gateway.telemetry.slots import slots
 
-NANO = 1_000_000_000
 STATES = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
@@ -73,7 +72,7 @@ def request_ended(
     values = slots.values
     values[found.ended.get((status, http_status)) or _ended(found, status, http_status)] += 1
     _observe(found.whole, families.WHOLE, seconds)
-    if first_byte_s is not None:
+    if stream and first_byte_s is not None:  # of a whole answer, it is the time of all of it
         _observe(found.first, families.FIRST, first_byte_s)
     if usage is not None:
         _count_tokens(found.tokens, usage)
@@ -111,7 +110,7 @@ def breaker_changed(deployment_id: int, state: object) -> None:
 
 def charged(amount: int, currency: str) -> None:
     """A settlement is in the books: nano-units of the currency."""
-    slots.values[_place(families.CHARGE, currency)] += amount / NANO
+    slots.values[_place(families.CHARGE, currency)] += amount
 
 
 def desk_batch(size: int, seconds: float) -> None:
