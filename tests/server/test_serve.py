@@ -167,6 +167,14 @@ def test_it_ends_with_1_when_no_worker_can_start() -> None:
     assert "no worker could start" in result.stderr
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """The command ignores SIGHUP in its process, which here is ours."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -174,11 +182,24 @@ def test_it_ends_with_1_when_no_worker_can_start() -> None:
         (("--workers", "two"), "'two' is not a whole number"),
         (("--max-memory", "-1"), "expected one argument|'-1' is not a whole number"),
         (("--drain-seconds", "soon"), "'soon' is not a number of seconds"),
+        (("--port", "70000"), "expected a number from 0 to 65535"),
+        (("--port", "http"), "'http' is not a whole number"),
+        (("--fd", "987654"), "Cannot listen on descriptor 987654: Bad file descriptor"),
+        (("--fd", "99999999999"), "Cannot listen on descriptor 99999999999"),
     ],
 )
+@pytest.mark.usefixtures("hangup")
 def test_it_names_an_option_that_is_wrong(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(CommandError, match=said):
         call_command("serve", *arguments, skip_checks=True)
+
+
+@pytest.mark.usefixtures("hangup")
+def test_it_wants_a_descriptor_that_listens() -> None:
+    with socket.socket() as deaf, Path(__file__).open() as file:
+        for descriptor, said in ((deaf.fileno(), "no listening socket"), (file.fileno(), "non-socket")):
+            with pytest.raises(CommandError, match=f"Cannot listen on descriptor {descriptor}: .*{said}"):
+                call_command("serve", "--fd", str(descriptor), skip_checks=True)
 
 
 def test_signals_that_come_before_django_are_heard() -> None:
