@@ -243,3 +243,21 @@ def test_cpus_are_what_the_container_has(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_worker_of_newer_code_may_say_more() -> None:
     assert Sizes.loads('{"workers": 3, "colour": "blue"}\n') == Sizes(3)
+
+
+def test_that_all_were_stopped_for_a_while_is_held_against_nobody(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker pause`, or a machine that sleeps: no worker could say anything, and we could not hear it."""
+    now = company.master._looked_at
+    monkeypatch.setattr(masters.time, "monotonic", lambda: now)
+    for worker in company.started:
+        worker.stuck, worker.heard_at = True, now
+    for seconds in (600, 4, 4):
+        now += seconds
+        company.look()
+    assert "worker hangs" not in company.said
+    for _ in range(20):
+        now += 4
+        company.look()
+    assert company.said.count("worker hangs") == 2

@@ -138,6 +138,18 @@ def test_it_drains_and_ends_with_0(served: RunningServer) -> None:
     assert served.lines()[-1]["event"] == "stopped"
 
 
+def test_a_worker_that_hangs_says_where_and_is_replaced() -> None:
+    command = (*SERVE[:-1], "1")
+    with running_server({**STUB, "HANG_SECONDS": "2"}, command=command) as server, Connection(server) as hanging:
+        (before,) = pids(server)
+        hanging.chat(do="hang")
+        assert hanging.rest() == b""
+        assert who_answers(server) != before
+        (died,) = [line for line in server.lines() if line["event"] == "worker died"]
+        assert (died["pid"], died["signal"]) == (before, "SIGKILL")
+        assert "stub_urls.py" in server.log.read_text()
+
+
 def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "manage.py", "serve", *arguments]
     environment = server_environment({**STUB, **extra})

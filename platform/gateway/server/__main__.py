@@ -1,14 +1,14 @@
 """`python -m gateway.server [--host HOST] [--port PORT] [--fd N]`: one server process. `manage.py serve`: several.
 
 `--fd` is a listening socket inherited from a supervisor, so that several processes share one port. To
-`--ready-fd` a line is written once it listens: the sizes that the settings ask for (sizes.py).
+`--ready-fd` a line is written once it listens, the sizes that the settings ask for (sizes.py), and then a dot now
+and then (pulse.py).
 Exit status: 0 after a drain, 1 if a system check fails or the address is taken.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -53,7 +53,7 @@ def serve(options: argparse.Namespace) -> int:
     from twisted.internet.error import CannotListenError
 
     from gateway.asgi import application
-    from gateway.server import books, descriptors
+    from gateway.server import books, descriptors, pulse
     from gateway.server.daphne import Server
 
     descriptors.raise_limit()
@@ -66,7 +66,7 @@ def serve(options: argparse.Namespace) -> int:
         fd=options.fd,
         drain_seconds=options.drain_seconds,
         most_connections=descriptors.most_connections(settings.MAX_CONNECTIONS),
-        on_start=lambda: announce(options.ready_fd),
+        on_start=lambda: None if options.ready_fd is None else pulse.begin(server.loop, options.ready_fd),
         on_stop=books.stop,
     )
     books.start(server.loop)
@@ -76,14 +76,6 @@ def serve(options: argparse.Namespace) -> int:
         print(f"Cannot listen on {options.host}:{options.port}: {problem.socketError}", file=sys.stderr)
         return 1
     return 0
-
-
-def announce(descriptor: int | None) -> None:
-    if descriptor is not None:
-        from gateway.server.sizes import Sizes
-
-        with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "w") as master:
-            master.write(Sizes.of_settings().dumps() + "\n")
 
 
 def leave(status: int) -> None:

@@ -58,6 +58,8 @@ class Slot:
         """Whatever has happened since the last look."""
         if self.fresh is not None and self.fresh.hear():
             self._take_over(self.fresh)
+        if self.serving is not None:
+            self._feel_pulse(self.serving)
         if self.serving is not None and self.serving.ended():
             self._bury(self.serving, "worker died")
             self.serving = None
@@ -70,6 +72,15 @@ class Slot:
                 self.fresh = None
         if not self.workers and time.monotonic() >= self._backoff.until:
             self.replace()
+
+    def _feel_pulse(self, worker: Worker) -> None:
+        worker.hear()
+        now = time.monotonic()
+        if worker.hangs(now):
+            silent = round(now - worker.heard_at)
+            self._say("error", "worker hangs", pid=worker.pid, worker=self.number, seconds=silent)
+            worker.give_up(now)
+        worker.kill_if_due(now)
 
     def replace(self) -> None:
         """Start another; the one that serves goes when that is ready, and stays if it never is."""
