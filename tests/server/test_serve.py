@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.core.management import CommandError, call_command
 
+from gateway.embedded import engines, layout
+from tests.house import House
 from tests.server.conftest import STUB, until
 from tests.server.raw import CHAT, Connection, ask
 from tests.servers import ROOT, RunningServer, running_server, server_environment
@@ -29,9 +32,21 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(settings_file: Path) -> Iterator[RunningServer]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A database: a worker that cannot reach one replaces none."""
+    engines.ensure(settings.COUNTERFOIL_HOME)
+    sockets = layout.sockets(settings.COUNTERFOIL_HOME)
+    made = House(tmp_path_factory.mktemp("house"), sockets, f"serve_{os.getpid()}")
+    made.create()
+    yield made
+    made.drop()
+
+
+@pytest.fixture(scope="module")
+def served(house: House, settings_file: Path) -> Iterator[RunningServer]:
     """One for all tests here; each leaves two workers that serve."""
-    with running_server({**STUB, "COUNTERFOIL_ENV_FILE": str(settings_file)}, command=SERVE) as server:
+    environment = {**STUB, **house.environment, "COUNTERFOIL_ENV_FILE": str(settings_file)}
+    with running_server(environment, command=SERVE) as server:
         until(lambda: len(pids(server)) == 2)
         yield server
 
@@ -118,6 +133,19 @@ def test_a_reload_that_cannot_start_leaves_those_that_run_alone(served: RunningS
     assert "MAX_TOKENS: 'a few' is not a whole number" in served.log.read_text()
     assert pids(served) == before
     settings_file.write_text("MAX_TOKENS=3\n")
+
+
+def test_nobody_is_replaced_by_a_worker_that_would_do_worse(served: RunningServer, house: House) -> None:
+    """Its code is newer than the database: `migrate` was forgotten."""
+    before, failures = pids(served), events(served).count("reload failed: those that ran go on")
+    house.query(
+        "UPDATE django_migrations SET name = 'later' WHERE app = 'tenants' AND name = '0002_versions' RETURNING 1"
+    )
+    served.process.send_signal(signal.SIGHUP)
+    until(lambda: events(served).count("reload failed: those that ran go on") > failures)
+    assert "Not fit to replace a worker that serves: migrations: not applied: tenants." in served.log.read_text()
+    assert pids(served) == before
+    assert ask(served, "GET", "/v1/state").status == 200
 
 
 def test_it_drains_and_ends_with_0(served: RunningServer) -> None:

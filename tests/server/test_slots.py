@@ -56,7 +56,7 @@ class Ground:
         self.now = 1000.0
         self.left: list[StandIn] = []
         self.said: list[tuple[str, dict[str, Any]]] = []
-        start: Any = lambda: StandIn(self.now)  # noqa: E731
+        start: Any = lambda replaces: StandIn(self.now)  # noqa: E731
         leave: Any = self.left.append
         self.slot = Slot(0, start, leave, lambda level, event, **more: self.said.append((event, more)))
 

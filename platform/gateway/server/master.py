@@ -132,9 +132,10 @@ class Master:
     def _slot(self, number: int) -> Slot:
         return Slot(number, self._start, self._leave, say)
 
-    def _start(self) -> Worker:
+    def _start(self, replaces: bool) -> Worker:
         try:
-            return Worker.start(self.listener, self.options.get("drain_seconds"), self.generation)
+            drain_seconds = self.options.get("drain_seconds")
+            return Worker.start(self.listener, drain_seconds, self.generation, replaces=replaces)
         except (OSError, subprocess.SubprocessError) as error:  # those that run must not end with us
             raise NotStarted(self.generation, str(error)) from error
 

@@ -39,9 +39,11 @@ class Backoff:
 
 
 class Slot:
-    def __init__(self, number: int, start: Callable[[], Worker], leave: Callable[[Worker], None], say: Say) -> None:
-        """`start` makes a worker of the present generation, or raises NotStarted; `leave` is for one that another
-        has replaced."""
+    def __init__(
+        self, number: int, start: Callable[[bool], Worker], leave: Callable[[Worker], None], say: Say
+    ) -> None:
+        """`start` makes a worker of the present generation, which may replace one that serves, or raises NotStarted;
+        `leave` is for one that another has replaced."""
         self.number = number
         self.serving: Worker | None = None
         self.fresh: Worker | None = None  # it serves once it is ready
@@ -87,7 +89,7 @@ class Slot:
         if self.fresh is not None:
             return
         try:
-            self.fresh = self._start()
+            self.fresh = self._start(self.serving is not None)
         except NotStarted as problem:
             self.failed = problem.generation
             pause = 0.0 if self.serving else self._backoff.next(0.0)

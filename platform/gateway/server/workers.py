@@ -39,12 +39,17 @@ class Worker:
         self._heard = b""
 
     @classmethod
-    def start(cls, listener: socket.socket, drain_seconds: float | None, generation: int) -> Worker:
-        """Call it from the main thread: the worker drains when the thread that started it ends."""
+    def start(
+        cls, listener: socket.socket, drain_seconds: float | None, generation: int, *, replaces: bool = False
+    ) -> Worker:
+        """Call it from the main thread: the worker drains when the thread that started it ends. `replaces`: another
+        serves, and goes on if this one would do worse."""
         ear, mouth = os.pipe()
         os.set_blocking(ear, False)
         fds = (listener.fileno(), mouth)
         command = [sys.executable, "-m", "gateway.server", "--fd", str(fds[0]), "--ready-fd", str(mouth)]
+        if replaces:
+            command.append("--replaces")
         if drain_seconds is not None:
             command += ["--drain-seconds", f"{drain_seconds:g}"]
         try:
