@@ -17,7 +17,8 @@ RUN python -m compileall -q platform tenants apiv1
 # A number, so that Kubernetes' runAsNonRoot can tell; it owns nothing and needs to write nowhere.
 USER 10001:10001
 EXPOSE 8000
-# SIGTERM drains: give it DRAIN_SECONDS and 15 more before a kill. SIGHUP: new workers, one by one.
+# SIGTERM drains: give it DRAIN_SECONDS and 35 more before a kill (docker stop waits for 10 in all, unless told).
+# SIGHUP: new workers, one by one.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]

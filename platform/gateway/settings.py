@@ -64,6 +64,7 @@ WHOLE_KEEP_ALIVE_SECONDS = environment.integer("WHOLE_KEEP_ALIVE_SECONDS", 45)  
 # ---- the server: processes, and what a connection may cost -----------------------------------------------
 WORKERS = environment.count("WORKERS", 1)  # of `manage.py serve`; auto: 0, as many as there are CPUs
 WORKER_MAX_MEMORY_MB = environment.integer("WORKER_MAX_MEMORY_MB", 0)  # 0: no limit
+HANG_SECONDS = environment.integer("HANG_SECONDS", 60)  # a worker whose event loop does not turn; 0: no limit
 DRAIN_SECONDS = environment.integer("DRAIN_SECONDS", 20, low=0)
 MAX_CONNECTIONS = environment.integer("MAX_CONNECTIONS", 0)  # of a process; 0: by its limit of open files
 HEAD_SECONDS = environment.integer("HEAD_SECONDS", 30, low=1)  # for a whole request line and headers
@@ -137,7 +138,7 @@ MIDDLEWARE = [
     "servestatic.middleware.ServeStaticMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
+    "gateway.server.middleware.Common",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",

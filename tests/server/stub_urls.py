@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -35,6 +36,8 @@ async def act(request: HttpRequest) -> HttpResponseBase:
             raise RateLimited("Slow down.", headers={"retry-after": "7"})
         case "wait":
             return await wait()
+        case "hang":
+            time.sleep(3600)
         case "stream" | "break" | "fail" | "silent" | "flood":
             return StreamingHttpResponse(stream(wanted), content_type="text/event-stream; charset=utf-8")
     return JsonResponse({"length": len(request.body), "pad": "x" * wanted.get("pad", 0)})

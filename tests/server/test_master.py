@@ -38,6 +38,7 @@ class Company:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: Sizes, **options: Any) -> None:
         self.started: list[Any] = []
+        self.replacing: list[bool] = []
         self.said: list[str] = []
         self.closed = False
         monkeypatch.setattr(Worker, "start", self.start)
@@ -46,7 +47,8 @@ class Company:
         self.master = Master(listener, wanted, options)
         self.look()
 
-    def start(self, listener: object, drain_seconds: float | None, generation: int) -> Any:
+    def start(self, listener: object, drain_seconds: float | None, generation: int, *, replaces: bool) -> Any:
+        self.replacing.append(replaces)
         self.started.append(Standing(generation))
         return self.started[-1]
 
@@ -86,6 +88,7 @@ def test_a_reload_replaces_one_after_the_other(company: Company) -> None:
     company.ready()
     assert company.serving == [2, 2]
     assert company.said[-1] == "reloaded"
+    assert company.replacing == [False, False, True, True]
     assert not company.closed
 
 
@@ -187,7 +190,7 @@ def test_a_process_that_cannot_be_made_ends_the_reload_and_nothing_else(
     """The folder of the release before was deleted, or there is no memory: those that run must not end with us."""
     start = Worker.start
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(Worker, "start", fail)
@@ -243,3 +246,21 @@ def test_cpus_are_what_the_container_has(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_worker_of_newer_code_may_say_more() -> None:
     assert Sizes.loads('{"workers": 3, "colour": "blue"}\n') == Sizes(3)
+
+
+def test_that_all_were_stopped_for_a_while_is_held_against_nobody(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker pause`, or a machine that sleeps: no worker could say anything, and we could not hear it."""
+    now = company.master._looked_at
+    monkeypatch.setattr(masters.time, "monotonic", lambda: now)
+    for worker in company.started:
+        worker.stuck, worker.heard_at = True, now
+    for seconds in (600, 4, 4):
+        now += seconds
+        company.look()
+    assert "worker hangs" not in company.said
+    for _ in range(20):
+        now += 4
+        company.look()
+    assert company.said.count("worker hangs") == 2

@@ -11,6 +11,7 @@ from django.urls.resolvers import RegexPattern
 from pytest_django import Settings
 
 from gateway import __version__
+from gateway.server import readiness
 from gateway.urls import routes
 
 
@@ -102,6 +103,21 @@ def test_a_foreign_host_is_refused_in_the_envelope(client: Client, settings: Set
     response = client.get(path, headers={"host": "evil.example"})
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_whoever_asks_how_we_are_may_ask_by_address(
+    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """As the image's own health check does, a load balancer, or Kubernetes."""
+
+    async def nothing() -> list[str]:
+        return []
+
+    monkeypatch.setattr(readiness, "reasons", nothing)
+    settings.ALLOWED_HOSTS = ["api.example"]
+    assert client.get(path, headers={"host": "10.1.2.3:8000"}).status_code == 200
+    assert client.get("/", headers={"host": "10.1.2.3:8000"}).status_code == 400
 
 
 @pytest.mark.parametrize("debug", [True, False])

@@ -114,3 +114,15 @@ def test_the_pages_without_a_database(stub: RunningServer) -> None:
     response = ask(stub, "GET", "/readyz")
     assert response.status == 503
     assert "database: not reachable" in response.json()["reasons"]
+
+
+def test_only_what_its_predecessor_does_better_makes_a_process_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Celery worker and a wrong clock are the same for both."""
+    assert readiness.unfit() == []
+    monkeypatch.setattr(readiness, "_wanted", lambda: {("tenants", "9999_later")})
+    assert readiness.unfit() == ["migrations: not applied: tenants.9999_later"]
+
+
+def test_a_process_without_a_database_is_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CursorWrapper, "execute", Mock(side_effect=RuntimeError))
+    assert readiness.unfit() == ["database: not reachable"]

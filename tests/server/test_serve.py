@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.core.management import CommandError, call_command
 
+from gateway.embedded import engines, layout
+from tests.house import House
 from tests.server.conftest import STUB, until
 from tests.server.raw import CHAT, Connection, ask
 from tests.servers import ROOT, RunningServer, running_server, server_environment
@@ -29,9 +32,21 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(settings_file: Path) -> Iterator[RunningServer]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A database: a worker that cannot reach one replaces none."""
+    engines.ensure(settings.COUNTERFOIL_HOME)
+    sockets = layout.sockets(settings.COUNTERFOIL_HOME)
+    made = House(tmp_path_factory.mktemp("house"), sockets, f"serve_{os.getpid()}")
+    made.create()
+    yield made
+    made.drop()
+
+
+@pytest.fixture(scope="module")
+def served(house: House, settings_file: Path) -> Iterator[RunningServer]:
     """One for all tests here; each leaves two workers that serve."""
-    with running_server({**STUB, "COUNTERFOIL_ENV_FILE": str(settings_file)}, command=SERVE) as server:
+    environment = {**STUB, **house.environment, "COUNTERFOIL_ENV_FILE": str(settings_file)}
+    with running_server(environment, command=SERVE) as server:
         until(lambda: len(pids(server)) == 2)
         yield server
 
@@ -120,6 +135,19 @@ def test_a_reload_that_cannot_start_leaves_those_that_run_alone(served: RunningS
     settings_file.write_text("MAX_TOKENS=3\n")
 
 
+def test_nobody_is_replaced_by_a_worker_that_would_do_worse(served: RunningServer, house: House) -> None:
+    """Its code is newer than the database: `migrate` was forgotten."""
+    before, failures = pids(served), events(served).count("reload failed: those that ran go on")
+    house.query(
+        "UPDATE django_migrations SET name = 'later' WHERE app = 'tenants' AND name = '0002_versions' RETURNING 1"
+    )
+    served.process.send_signal(signal.SIGHUP)
+    until(lambda: events(served).count("reload failed: those that ran go on") > failures)
+    assert "Not fit to replace a worker that serves: migrations: not applied: tenants." in served.log.read_text()
+    assert pids(served) == before
+    assert ask(served, "GET", "/v1/state").status == 200
+
+
 def test_it_drains_and_ends_with_0(served: RunningServer) -> None:
     """The last test here."""
     with Connection(served) as streaming, Connection(served) as arriving:
@@ -136,6 +164,18 @@ def test_it_drains_and_ends_with_0(served: RunningServer) -> None:
         assert len(streaming.stream()) == 31
     assert served.process.wait(20) == 0
     assert served.lines()[-1]["event"] == "stopped"
+
+
+def test_a_worker_that_hangs_says_where_and_is_replaced() -> None:
+    command = (*SERVE[:-1], "1")
+    with running_server({**STUB, "HANG_SECONDS": "2"}, command=command) as server, Connection(server) as hanging:
+        (before,) = pids(server)
+        hanging.chat(do="hang")
+        assert hanging.rest() == b""
+        assert who_answers(server) != before
+        (died,) = [line for line in server.lines() if line["event"] == "worker died"]
+        assert (died["pid"], died["signal"]) == (before, "SIGKILL")
+        assert "stub_urls.py" in server.log.read_text()
 
 
 def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -167,6 +207,14 @@ def test_it_ends_with_1_when_no_worker_can_start() -> None:
     assert "no worker could start" in result.stderr
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """The command ignores SIGHUP in its process, which here is ours."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -174,11 +222,24 @@ def test_it_ends_with_1_when_no_worker_can_start() -> None:
         (("--workers", "two"), "'two' is not a whole number"),
         (("--max-memory", "-1"), "expected one argument|'-1' is not a whole number"),
         (("--drain-seconds", "soon"), "'soon' is not a number of seconds"),
+        (("--port", "70000"), "expected a number from 0 to 65535"),
+        (("--port", "http"), "'http' is not a whole number"),
+        (("--fd", "987654"), "Cannot listen on descriptor 987654: Bad file descriptor"),
+        (("--fd", "99999999999"), "Cannot listen on descriptor 99999999999"),
     ],
 )
+@pytest.mark.usefixtures("hangup")
 def test_it_names_an_option_that_is_wrong(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(CommandError, match=said):
         call_command("serve", *arguments, skip_checks=True)
+
+
+@pytest.mark.usefixtures("hangup")
+def test_it_wants_a_descriptor_that_listens() -> None:
+    with socket.socket() as deaf, Path(__file__).open() as file:
+        for descriptor, said in ((deaf.fileno(), "no listening socket"), (file.fileno(), "non-socket")):
+            with pytest.raises(CommandError, match=f"Cannot listen on descriptor {descriptor}: .*{said}"):
+                call_command("serve", "--fd", str(descriptor), skip_checks=True)
 
 
 def test_signals_that_come_before_django_are_heard() -> None:

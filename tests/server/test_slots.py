@@ -20,7 +20,8 @@ class StandIn:
         StandIn.count += 1
         self.pid, self.generation = StandIn.count, 1
         self.ready_at, self.kill_at = now, now + 60
-        self.ready = self.dead = self.killed = self.spoke = False
+        self.ready = self.dead = self.killed = self.spoke = self.stuck = False
+        self.heard_at = now
         self.memory = 100
 
     def hear(self) -> bool:
@@ -34,6 +35,12 @@ class StandIn:
     def kill_if_due(self, now: float) -> bool:
         self.killed = self.dead = self.dead or (not self.ready and now >= self.kill_at)
         return self.killed
+
+    def hangs(self, now: float) -> bool:
+        return self.stuck and now - self.heard_at > 60
+
+    def give_up(self, now: float) -> None:
+        self.dead = True
 
     def memory_mb(self) -> int:
         return self.memory
@@ -49,7 +56,7 @@ class Ground:
         self.now = 1000.0
         self.left: list[StandIn] = []
         self.said: list[tuple[str, dict[str, Any]]] = []
-        start: Any = lambda: StandIn(self.now)  # noqa: E731
+        start: Any = lambda replaces: StandIn(self.now)  # noqa: E731
         leave: Any = self.left.append
         self.slot = Slot(0, start, leave, lambda level, event, **more: self.said.append((event, more)))
 
@@ -157,3 +164,13 @@ def test_one_that_is_too_large_is_replaced(ground: Ground) -> None:
     ground.after(1.1)
     ground.slot.recycle_above(100)
     assert ground.slot.fresh is not None
+
+
+def test_one_that_hangs_is_killed_and_replaced(ground: Ground) -> None:
+    worker = ground.ready()
+    worker.stuck = True
+    assert ground.after(60).serving is worker
+    assert ground.after(1).serving is None
+    assert ground.events[-3:] == ["worker hangs", "worker died", "worker started"]
+    assert ground.said[-3][1]["seconds"] == 61
+    assert ground.ready() is not worker

@@ -19,6 +19,7 @@ class Transport:
 
     connected, disconnected, disconnecting = True, False, False
     dataBuffer, offset, _tempDataLen = b"", 0, 0
+    socket = SimpleNamespace(fileno=lambda: -1)
 
     def __init__(self) -> None:
         self.written = b""

@@ -1,14 +1,15 @@
 """`python -m gateway.server [--host HOST] [--port PORT] [--fd N]`: one server process. `manage.py serve`: several.
 
 `--fd` is a listening socket inherited from a supervisor, so that several processes share one port. To
-`--ready-fd` a line is written once it listens: the sizes that the settings ask for (sizes.py).
-Exit status: 0 after a drain, 1 if a system check fails or the address is taken.
+`--ready-fd` a line is written once it listens, the sizes that the settings ask for (sizes.py), and then a dot now
+and then (pulse.py).
+Exit status: 0 after a drain, 1 if a system check fails, the address is taken, or with `--replaces` the database does
+not answer or lacks migrations.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=settings.PORT)
     parser.add_argument("--fd", type=int, default=None, help="an inherited listening socket")
     parser.add_argument("--ready-fd", type=int, default=None, help="a pipe of the master's, to say that it listens")
+    parser.add_argument(
+        "--replaces", action="store_true", help="another serves until then: end unless fit to follow it"
+    )
     parser.add_argument("--drain-seconds", type=float, default=settings.DRAIN_SECONDS)
     options = parser.parse_args(arguments)
     return 1 if not checks_pass() else serve(options)
@@ -53,9 +57,12 @@ def serve(options: argparse.Namespace) -> int:
     from twisted.internet.error import CannotListenError
 
     from gateway.asgi import application
-    from gateway.server import books, descriptors
+    from gateway.server import books, descriptors, pulse, readiness
     from gateway.server.daphne import Server
 
+    if options.replaces and (reasons := readiness.unfit()):
+        print(f"Not fit to replace a worker that serves: {'; '.join(reasons)}", file=sys.stderr)
+        return 1
     descriptors.raise_limit()
     if options.ready_fd is not None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload is the master's affair, whoever else was told
@@ -66,7 +73,7 @@ def serve(options: argparse.Namespace) -> int:
         fd=options.fd,
         drain_seconds=options.drain_seconds,
         most_connections=descriptors.most_connections(settings.MAX_CONNECTIONS),
-        on_start=lambda: announce(options.ready_fd),
+        on_start=lambda: None if options.ready_fd is None else pulse.begin(server.loop, options.ready_fd),
         on_stop=books.stop,
     )
     books.start(server.loop)
@@ -76,14 +83,6 @@ def serve(options: argparse.Namespace) -> int:
         print(f"Cannot listen on {options.host}:{options.port}: {problem.socketError}", file=sys.stderr)
         return 1
     return 0
-
-
-def announce(descriptor: int | None) -> None:
-    if descriptor is not None:
-        from gateway.server.sizes import Sizes
-
-        with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "w") as master:
-            master.write(Sizes.of_settings().dumps() + "\n")
 
 
 def leave(status: int) -> None:

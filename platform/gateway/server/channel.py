@@ -20,7 +20,7 @@ from twisted.web import http
 from apiv1.errors import body_too_large
 from gateway.errors import GatewayError
 from gateway.logs import RequestLog
-from gateway.server import envelope
+from gateway.server import envelope, unsent
 from gateway.server.exchange import Exchange
 from gateway.server.refusals import refusal
 from gateway.telemetry import metrics
@@ -270,9 +270,8 @@ class Channel(http.HTTPChannel):
         return now - self.active > RECEIVE_SECONDS or self.requests[-1].received < due
 
     def _stalled(self, now: float) -> bool:
-        """The kernel has taken nothing of what waits, for a long time: then the client has read nothing."""
-        transport = self.transport
-        pending = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+        """Nothing of what waits has gone, for a long time: then the client has read nothing."""
+        pending = unsent.size(self.transport)
         if pending != self.pending or not pending:
             self.pending, self.pending_since = pending, now
         return now - self.pending_since > settings.STALL_SECONDS

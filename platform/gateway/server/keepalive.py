@@ -2,7 +2,7 @@
 
 Streams get SSE comments between whole events, whole answers blanks before their JSON. The first one sends the
 status and the headers too, if nothing was sent yet: from then on the status is 200 whatever happens, and a fault
-can only be told in the body (docs/failover.md, "Time-outs and silence").
+can only be told in the body (docs/time-outs.md).
 
 One timer per request that looks at the clock now and then, as for providers (upstreams/response.py): 2 us a request
 and 0.1 us an event. A client that does not read gets nothing: the server leaves fillers out, and whoever waits for

@@ -8,6 +8,8 @@ It has no Django, no thread and no connection; its loop sleeps until a signal, a
                       cuts the drain short, a third kills.
     SIGCHLD           a worker that died is started again, at once or after a pause that grows
 
+One whose event loop hangs is killed and started again likewise.
+
 If it is killed, the kernel tells the workers to drain. As PID 1 it reaps whoever is left to it.
 """
 
@@ -35,6 +37,7 @@ from gateway.server.workers import Worker
 
 BACKLOG = 2048
 LOOK_SECONDS = 0.5
+STOPPED_SECONDS = 5.0
 MEMORY_EVERY_SECONDS = 3.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -53,6 +56,7 @@ class Master:
         self.status = 0
         self._served = False  # a worker has been ready
         self._memory_at = 0.0
+        self._looked_at = time.monotonic()
 
     def run(self) -> int:
         """Until it is told to stop, or nothing can start at all; the exit status."""
@@ -79,7 +83,10 @@ class Master:
 
     def _sleep(self) -> None:
         ears = [ear for slot in self.slots for worker in slot.workers for ear in worker.ears]
-        select.select([self._wake.fileno(), *ears], [], [], LOOK_SECONDS)
+        poll = select.poll()  # select() knows no descriptor above 1023
+        for ear in (self._wake.fileno(), *ears):
+            poll.register(ear, select.POLLIN)
+        poll.poll(LOOK_SECONDS * 1000)
         try:
             numbers = self._wake.recv(4096)
         except BlockingIOError:
@@ -92,6 +99,10 @@ class Master:
 
     def _look(self) -> None:
         now = time.monotonic()
+        if now - self._looked_at > STOPPED_SECONDS:  # we were not running, and the workers perhaps were not, either
+            for worker in self._workers():
+                worker.heard_at = now
+        self._looked_at = now
         for worker in list(self.leaving):
             if worker.kill_if_due(now):
                 say("error", "worker does not stop", pid=worker.pid)
@@ -121,9 +132,10 @@ class Master:
     def _slot(self, number: int) -> Slot:
         return Slot(number, self._start, self._leave, say)
 
-    def _start(self) -> Worker:
+    def _start(self, replaces: bool) -> Worker:
         try:
-            return Worker.start(self.listener, self.options.get("drain_seconds"), self.generation)
+            drain_seconds = self.options.get("drain_seconds")
+            return Worker.start(self.listener, drain_seconds, self.generation, replaces=replaces)
         except (OSError, subprocess.SubprocessError) as error:  # those that run must not end with us
             raise NotStarted(self.generation, str(error)) from error
 

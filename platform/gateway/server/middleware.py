@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.http.response import HttpResponseBase
+from django.middleware.common import CommonMiddleware
 from django.utils.decorators import sync_and_async_middleware
 
 from apiv1.errors import respond, wrong_method
@@ -21,6 +22,15 @@ from gateway.server import envelope, stamps
 from gateway.server.inbound import LONGEST_ID
 
 LEFT = 499
+PROBES = ("/livez", "/readyz", "/health")
+
+
+class Common(CommonMiddleware):
+    """Django's, which refuses requests for hosts that are not ours; but load balancers, Docker and Kubernetes ask
+    how we are by address."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
+        return None if request.path in PROBES else super().process_request(request)
 
 
 @sync_and_async_middleware

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -51,9 +52,18 @@ async def _database() -> list[str]:
 
 def examine() -> list[str]:
     """Ask the database, on a new connection. Synchronous; never raises."""
+    return _asked(_clock, _migrations, _worker)
+
+
+def unfit() -> list[str]:
+    """Why this process would answer worse than one of another version, or with other settings, that serves now."""
+    return _asked(_migrations)
+
+
+def _asked(*questions: Callable[[], list[str]]) -> list[str]:
     try:
         try:
-            return [*_clock(), *_migrations(), *_worker()]
+            return [reason for question in questions for reason in question()]
         finally:
             connection.close()
     except Exception as error:

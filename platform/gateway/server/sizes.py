@@ -1,4 +1,4 @@
-"""How many workers, how large, and how long they may drain: by the command's options, else by the settings.
+"""How many workers, how large, and how long they may drain or hang: by the command's options, else by the settings.
 
 Settings may change between two reloads, so each worker that gets ready tells the master what it has read.
 """
@@ -19,12 +19,13 @@ class Sizes:
     workers: int = 1  # 0: as many as there are CPUs
     drain_seconds: float = 20
     max_memory_mb: int = 0  # 0: no limit
+    hang_seconds: int = 60  # 0: no limit
 
     @classmethod
     def of_settings(cls) -> Self:
         from django.conf import settings
 
-        return cls(settings.WORKERS, settings.DRAIN_SECONDS, settings.WORKER_MAX_MEMORY_MB)
+        return cls(settings.WORKERS, settings.DRAIN_SECONDS, settings.WORKER_MAX_MEMORY_MB, settings.HANG_SECONDS)
 
     @property
     def count(self) -> int:

@@ -39,9 +39,11 @@ class Backoff:
 
 
 class Slot:
-    def __init__(self, number: int, start: Callable[[], Worker], leave: Callable[[Worker], None], say: Say) -> None:
-        """`start` makes a worker of the present generation, or raises NotStarted; `leave` is for one that another
-        has replaced."""
+    def __init__(
+        self, number: int, start: Callable[[bool], Worker], leave: Callable[[Worker], None], say: Say
+    ) -> None:
+        """`start` makes a worker of the present generation, which may replace one that serves, or raises NotStarted;
+        `leave` is for one that another has replaced."""
         self.number = number
         self.serving: Worker | None = None
         self.fresh: Worker | None = None  # it serves once it is ready
@@ -58,6 +60,8 @@ class Slot:
         """Whatever has happened since the last look."""
         if self.fresh is not None and self.fresh.hear():
             self._take_over(self.fresh)
+        if self.serving is not None:
+            self._feel_pulse(self.serving)
         if self.serving is not None and self.serving.ended():
             self._bury(self.serving, "worker died")
             self.serving = None
@@ -71,12 +75,21 @@ class Slot:
         if not self.workers and time.monotonic() >= self._backoff.until:
             self.replace()
 
+    def _feel_pulse(self, worker: Worker) -> None:
+        worker.hear()
+        now = time.monotonic()
+        if worker.hangs(now):
+            silent = round(now - worker.heard_at)
+            self._say("error", "worker hangs", pid=worker.pid, worker=self.number, seconds=silent)
+            worker.give_up(now)
+        worker.kill_if_due(now)
+
     def replace(self) -> None:
         """Start another; the one that serves goes when that is ready, and stays if it never is."""
         if self.fresh is not None:
             return
         try:
-            self.fresh = self._start()
+            self.fresh = self._start(self.serving is not None)
         except NotStarted as problem:
             self.failed = problem.generation
             pause = 0.0 if self.serving else self._backoff.next(0.0)

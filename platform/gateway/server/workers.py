@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import socket
 
 READY_SECONDS = 60.0
+LAST_WORDS_SECONDS = 2.0
 BOOKING_SECONDS = 30.0  # after the drain: cancelled requests are booked, the desk empties its queue, traces are sent
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -31,18 +32,24 @@ class Worker:
         self.ready = False
         self.sizes = Sizes()  # as it read them, once it is ready
         self.started_at = self.ready_at = time.monotonic()
+        self.heard_at = self.started_at
         self.kill_at = self.started_at + READY_SECONDS
         self.killed = False
         self._ear = ear  # what it says, until it has said it
         self._heard = b""
 
     @classmethod
-    def start(cls, listener: socket.socket, drain_seconds: float | None, generation: int) -> Worker:
-        """Call it from the main thread: the worker drains when the thread that started it ends."""
+    def start(
+        cls, listener: socket.socket, drain_seconds: float | None, generation: int, *, replaces: bool = False
+    ) -> Worker:
+        """Call it from the main thread: the worker drains when the thread that started it ends. `replaces`: another
+        serves, and goes on if this one would do worse."""
         ear, mouth = os.pipe()
         os.set_blocking(ear, False)
         fds = (listener.fileno(), mouth)
         command = [sys.executable, "-m", "gateway.server", "--fd", str(fds[0]), "--ready-fd", str(mouth)]
+        if replaces:
+            command.append("--replaces")
         if drain_seconds is not None:
             command += ["--drain-seconds", f"{drain_seconds:g}"]
         try:
@@ -64,15 +71,28 @@ class Worker:
             said = os.read(self._ear, 4096)
         except BlockingIOError:
             return False
-        self._heard += said
-        if said and not self._heard.endswith(b"\n"):
+        self.heard_at = time.monotonic()
+        if not said:
+            self._hang_up()  # it has ended, or is of an older version, which has no more to say
+        if self.ready:
             return False
-        self._hang_up()
-        if not self._heard:
-            return False  # it has ended
-        self.sizes = Sizes.loads(self._heard)
-        self.ready, self.ready_at, self.kill_at = True, time.monotonic(), float("inf")
+        self._heard += said
+        line, whole, _ = self._heard.partition(b"\n")
+        if not whole:
+            return False
+        self.sizes = Sizes.loads(line)
+        self.ready, self.ready_at, self.kill_at = True, self.heard_at, float("inf")
         return True
+
+    def hangs(self, now: float) -> bool:
+        """It has said nothing for too long."""
+        limit, listened_to = self.sizes.hang_seconds, self.ready and self._ear >= 0
+        return listened_to and 0 < limit < now - self.heard_at and self.kill_at == float("inf")
+
+    def give_up(self, now: float) -> None:
+        """It may write where it hangs, and is killed."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.kill_at = now + LAST_WORDS_SECONDS
 
     @property
     def ears(self) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
@@ -31,8 +32,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default=settings.HOST)
-        parser.add_argument("--port", type=int, default=settings.PORT)
-        parser.add_argument("--fd", type=int, help="a listening socket that is inherited, instead of host and port")
+        parser.add_argument("--port", type=port, default=settings.PORT, help="0 for any that is free")
+        parser.add_argument("--fd", type=whole, help="a listening socket that is inherited, instead of host and port")
         parser.add_argument(
             "--workers",
             type=workers,
@@ -59,16 +60,33 @@ class Command(BaseCommand):
         command = [sys.executable, "-m", "gateway.server.master"]
         command += ["--host", options["host"], "--port", str(options["port"])]
         if options["fd"] is not None:
-            try:
-                os.set_inheritable(options["fd"], True)
-            except OSError as error:
-                raise CommandError(f"Cannot listen on descriptor {options['fd']}: {error.strerror}") from error
-            command += ["--fd", str(options["fd"])]
+            command += ["--fd", str(inherited(options["fd"]))]
         command += ["--sizes", Sizes.of_settings().dumps(), "--options", json.dumps(said)]
         if not settings.METRICS_DIR:
             command.append("--share-metrics")
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))  # they wait for the master
         os.execve(sys.executable, command, environment.given())
+
+
+def inherited(descriptor: int) -> int:
+    """The same, if it is a socket that listens; the master gets it, too. Raises CommandError."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as listener:
+            listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        os.set_inheritable(descriptor, True)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CommandError(f"Cannot listen on descriptor {descriptor}: {reason}") from error
+    if not listens:
+        raise CommandError(f"Cannot listen on descriptor {descriptor}: it is no listening socket")
+    return descriptor
+
+
+def port(text: str) -> int:
+    found = whole(text)
+    if found > 65_535:
+        raise ArgumentTypeError("expected a number from 0 to 65535")
+    return found
 
 
 def workers(text: str) -> int:
