@@ -178,8 +178,7 @@ class Order:
         return {**self._facts, "op": "r"}
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One call of a provider. All milliseconds are since the order's admission."""
 
     number: int  # from 1
