@@ -58,10 +58,10 @@ class _Row:
             timeout._handle = self.loop.call_soon(timeout._callback, *timeout._args, context=timeout._context)
         self._timed = False
         if _rows.get(self.seconds) is self:
-            del _rows[self.seconds]
+            _rows.pop(self.seconds, None)  # a loop in another thread may have been quicker
 
 
-_rows: dict[float, _Row] = {}  # of the loop that asked last: there is one in a server
+_rows: dict[float, _Row] = {}  # of the loop that asked last: nearly always the same
 
 
 def call_later(
