@@ -209,7 +209,7 @@ def _routed(
 def _admitted(call: Call, route: Route, lowered: int | None) -> None:
     order = route.order
     call.public_model = order.model
-    route.depart(lambda order, gates: desk.current().move(order, gates))
+    route.depart(desk.current().move)
     if order.admitted_state and order.started_at:
         call.headers = rate_headers.of_decided(order.admitted_state, route.rules, order.started_at)
     if lowered is not None:

@@ -71,6 +71,8 @@ class Route:
     @property
     def first(self) -> Leg:
         """Where the desk has admitted it to."""
+        if not self.order.candidates:
+            return self.legs[0]
         return next(leg for leg in self.legs if leg.deployment_id == self.order.deployment_id)
 
     def enter(self, leg: Leg) -> tuple[Adapter, Target, dict[str, Any], Face]:

@@ -85,7 +85,6 @@ class Trip:
                 self._failed(Fault("internal"), InternalError())
                 raise
             else:
-                self._first_byte_ms = self._elapsed_ms(self._began)
                 self._answered()
                 return answer
 
@@ -93,14 +92,16 @@ class Trip:
 
     def _answered(self) -> None:
         assert self._leg is not None
-        took_ms = self._elapsed_ms(self._leg_began)
-        loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
+        deployment_id, now = self._leg.deployment_id, time.monotonic()
+        took_s = now - self._leg_began
+        self._first_byte_ms = _milliseconds(now - self._began)
+        loads[deployment_id].succeeded(_milliseconds(took_s), stream=self._stream)
         if self._span is not None:
-            self._span.answered(took_ms / 1000)
+            self._span.answered(took_s)
         if self._probe or not self._stream:  # a stream has yet to show that it does not break
-            board.succeeded(self._leg.deployment_id, probe=self._probe, tenant=self._tenant)
+            board.succeeded(deployment_id, probe=self._probe, tenant=self._tenant)
         if self._stream:
-            board.began(self._leg.deployment_id)
+            board.began(deployment_id)
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
@@ -144,10 +145,10 @@ class Trip:
         """`http_status` is the provider's own; 0: none came."""
         leg, self._leg = self._leg, None
         assert leg is not None
-        loads[leg.deployment_id].in_flight -= 1
-        seconds = time.monotonic() - self._leg_began
+        deployment_id, provider_id, now = leg.deployment_id, leg.provider_id, time.monotonic()
+        loads[deployment_id].in_flight -= 1
         metrics.attempt_ended(
-            provider=leg.provider_id, deployment_id=leg.deployment_id, outcome=outcome, seconds=seconds
+            provider=provider_id, deployment_id=deployment_id, outcome=outcome, seconds=now - self._leg_began
         )
         if self._span is not None:
             self._span.end(outcome, http_status=http_status, usage=usage)
@@ -155,12 +156,12 @@ class Trip:
         self.done.append(
             Attempt(
                 number=len(self.done) + 1,
-                deployment_id=leg.deployment_id,
-                provider_id=leg.provider_id,
+                deployment_id=deployment_id,
+                provider_id=provider_id,
                 model=leg.model,
-                started_ms=round((self._leg_began - self._began) * 1000),
+                started_ms=_milliseconds(self._leg_began - self._began),
                 first_byte_ms=self._first_byte_ms,
-                ended_ms=self._elapsed_ms(self._began),
+                ended_ms=_milliseconds(now - self._began),
                 outcome=outcome,
                 http_status=http_status,
             )
@@ -227,9 +228,9 @@ class Trip:
         """The hold is where the attempt is made, within the deployment's own limits. The desk put it at the first."""
         return self._move is None or (leg is self._first and not self.done) or await self._move(leg)
 
-    @staticmethod
-    def _elapsed_ms(since: float) -> int:
-        return round((time.monotonic() - since) * 1000)
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _of_a_stand_in(exc: GatewayError, model: str, first: GatewayError, asked: str) -> bool:

@@ -62,14 +62,10 @@ def legs_for(
     stream: bool,
 ) -> list[Leg]:
     """Where it may be served: healthy deployments of the model, then of its fallbacks. Raises Unavailable."""
-    models = [(facts, rates)] + [
-        found for other in facts.fallbacks if (found := _fallback(catalogue, other, caller, now))
-    ]
-    legs = [
-        Leg(placement, model, charged)
-        for model, charged in models
-        for placement in _in_order(model, need, request, stream, now)
-    ]
+    legs = [Leg(placement, facts, rates) for placement in _in_order(facts, need, request, stream, now)]
+    for name in facts.fallbacks:
+        if found := _fallback(catalogue, name, caller, now):
+            legs += [Leg(placement, *found) for placement in _in_order(found[0], need, request, stream, now)]
     if len(legs) == 1 and board.state(legs[0].deployment_id) is State.CLOSED:
         return legs
     # A pause that one asked for is honoured as long as there is another; nobody is refused for it.

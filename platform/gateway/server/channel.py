@@ -103,9 +103,10 @@ class Channel(http.HTTPChannel):
             return data
         self._busyReceiving = True
         try:
-            for line in head.split(b"\r\n"):
-                self.lineReceived(line)
-            self.lineReceived(b"")
+            receive = super().lineReceived
+            for line in (*head.split(b"\r\n"), b""):
+                if not self.refused:
+                    receive(line)
         finally:
             self._busyReceiving = False
         return rest
@@ -136,9 +137,11 @@ class Channel(http.HTTPChannel):
             return False
         # The last name added is this line's, unless it was there before.
         name, values = next(reversed(self.requests[-1].requestHeaders._rawHeaders.items()))
+        if name in UNCACHED:
+            return True
         first = len(values) == 1 and name.lower() == line.partition(b":")[0].lower()
         lines = self.factory.lines
-        if first and name not in UNCACHED and len(line) < LONGEST_LINE and len(lines) < MOST_LINES:
+        if first and len(line) < LONGEST_LINE and len(lines) < MOST_LINES:
             lines[line] = (name, values[0])
         return True
 

@@ -49,6 +49,7 @@ class _Model:
 
 _models: dict[tuple[str, str], _Model] = {}
 _single: dict[tuple[str, tuple[str, ...]], int] = {}  # places of series with a few labels
+_attempts: dict[tuple[str | int, int, str], tuple[int, int]] = {}  # places of a count and of the durations
 
 
 def request_ended(
@@ -95,9 +96,9 @@ def http_ended(route: str, http_status: int) -> None:
 
 def attempt_ended(*, provider: str | int, deployment_id: int, outcome: str, seconds: float) -> None:
     """A call of a provider ended: ok, connect, timeout, status_503, ... Ids, since names change."""
-    deployment = str(deployment_id)
-    slots.values[_place(families.ATTEMPTS, deployment, str(provider), outcome)] += 1
-    _observe(_place(families.ATTEMPT_SECONDS, deployment), families.WHOLE, seconds)
+    count, duration = _attempts.get((provider, deployment_id, outcome)) or _attempt(provider, deployment_id, outcome)
+    slots.values[count] += 1
+    _observe(duration, families.WHOLE, seconds)
 
 
 def breaker_changed(deployment_id: int, state: object) -> None:
@@ -179,6 +180,14 @@ def _ended(found: _Model, status: str, http_status: int) -> int:
     place = slots.place(families.REQUESTS, (found.endpoint, found.name, status, str(http_status)))
     found.ended[status, http_status] = place
     return place
+
+
+def _attempt(provider: str | int, deployment_id: int, outcome: str) -> tuple[int, int]:
+    given = str(deployment_id), str(provider), outcome
+    places = _place(families.ATTEMPTS, *given), _place(families.ATTEMPT_SECONDS, given[0])
+    if (families.ATTEMPTS.name, given) in _single:  # else it has no place of its own
+        _attempts[provider, deployment_id, outcome] = places
+    return places
 
 
 BOUNDED = {
