@@ -281,10 +281,9 @@ _lowered: dict[bytes, bytes] = {}
 
 def _lower(name: bytes) -> bytes:
     """Twisted hands out one bytes object per header name, so that looking it up beats lowering it."""
-    lowered = name.lower()
     if len(_lowered) < 10_000:
-        _lowered[name] = lowered
-    return lowered
+        _lowered[name] = name.lower()
+    return name.lower()
 
 
 def _address(address: Any) -> list[Any] | None:
