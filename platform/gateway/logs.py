@@ -155,5 +155,15 @@ def configure() -> None:
         logging.captureWarnings(True)
 
 
+_second = (0, "")
+
+
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """As ISO 8601 has it, in UTC and milliseconds. All but those are formatted once a second."""
+    global _second
+    second, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    known, text = _second
+    if second != known:
+        text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        _second = second, text
+    return f"{text}.{milliseconds:03d}+00:00"
