@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.server import descriptors
+from gateway.server import port as ports
 from gateway.server.port import Port
 from tests.server.conftest import STUB, count, until
 from tests.server.raw import Connection
@@ -112,3 +113,21 @@ def test_a_client_that_left_before_it_was_accepted_is_nothing(port: Any) -> None
     port.doRead()
     assert port.reading
     assert port.socket.errors == []
+
+
+def test_a_burst_is_for_the_other_processes_too(port: Any) -> None:
+    """A few, then a rest, in which others may take what is left; without it the first to wake up took nearly all."""
+    port.socket = SimpleNamespace(accept=lambda: (None, None))
+    port._serve = lambda client, address: setattr(port, "sessionno", port.sessionno + 1)
+    for turn in (1, 2):
+        port.doRead()
+        assert port.sessionno == turn * ports.AT_ONCE
+        assert (port.reading, len(port.later)) == (False, 1)
+        port.later[0]()
+        assert (port.reading, port.later) == (True, [])
+
+
+def test_who_finds_nothing_left_does_not_rest(port: Any) -> None:
+    port.socket = Listener(errno.EAGAIN)
+    port.doRead()
+    assert (port.reading, port.later) == (True, [])

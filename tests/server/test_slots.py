@@ -166,6 +166,23 @@ def test_one_that_is_too_large_is_replaced(ground: Ground) -> None:
     assert ground.slot.fresh is not None
 
 
+def test_one_that_is_too_large_waits_for_a_better_moment_if_none_can_follow_it(ground: Ground) -> None:
+    """The database is away, say. The large one serves on, and no process is started every three seconds."""
+    old = ground.ready()
+    ground.after(1000)
+    old.memory = 101
+    ground.slot.recycle_above(100)
+    fresh: Any = ground.slot.fresh
+    fresh.dead = True
+    for _ in range(9):
+        ground.after(3)
+        ground.slot.recycle_above(100)
+        assert (ground.slot.serving, ground.slot.fresh) == (old, None)
+    ground.after(6)
+    ground.slot.recycle_above(100)
+    assert ground.slot.fresh is not None
+
+
 def test_one_that_hangs_is_killed_and_replaced(ground: Ground) -> None:
     worker = ground.ready()
     worker.stuck = True

@@ -103,6 +103,26 @@ def test_a_body_must_not_dribble(channel: Channel, head: bytes) -> None:
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_nor_may_its_end(channel: Channel, head: bytes) -> None:
+    """Nearly all of it at once would buy more than a minute; as 25 MB it would buy seven hours."""
+    channel.dataReceived(head + b"x" * 89_000)
+    for seconds in range(0, 65, 5):
+        channel.active = 999.5 + seconds
+        assert after(channel, seconds).ended == ""
+    channel.active = 1069.5
+    assert after(channel, 70).ended == "closed"
+    assert channel.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+def test_a_slow_body_that_keeps_its_pace_may_take_its_time(channel: Channel) -> None:
+    channel.dataReceived(b"POST / HTTP/1.1\r\nContent-Length: 900000\r\n\r\n")
+    for seconds in range(0, 800, 5):
+        channel.active = 1000.0 + seconds
+        channel.requests[-1].received = 1100 * seconds
+        assert after(channel, seconds).ended == ""
+
+
 def test_how_fast_a_body_must_come_is_a_setting(channel: Channel, settings: Settings) -> None:
     settings.BODY_BYTES_PER_SECOND = 0
     channel.dataReceived(HEADS["with a length"] + b"x")

@@ -50,7 +50,8 @@ class Channel(http.HTTPChannel):
     requests: list[Exchange]
     draining = False
     refused = False
-    head_started = body_started = 0.0
+    head_started = 0.0
+    body_due, body_seen = 0.0, 0  # until when more has to come, and what had come when that was counted
     pending = -1  # bytes that the client has not taken, at the last sweep
     pending_since = 0.0
 
@@ -161,7 +162,7 @@ class Channel(http.HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         exchange = self.requests[-1]
-        self.head_started, self.body_started = 0.0, time.monotonic()
+        self.head_started, self.body_due, self.body_seen = 0.0, time.monotonic() + BODY_GRACE_SECONDS, 0
         self.persistent = self.checkPersistence(exchange, self._version)
         if self.length is not None and self.length > settings.MAX_BODY_BYTES:
             self.refuse(body_too_large(self.length))
@@ -269,8 +270,12 @@ class Channel(http.HTTPChannel):
             self.refuse(envelope.for_status(408))
 
     def _sends_slowly(self, now: float) -> bool:
-        due = (now - self.body_started - BODY_GRACE_SECONDS) * settings.BODY_BYTES_PER_SECOND
-        return now - self.active > RECEIVE_SECONDS or self.requests[-1].received < due
+        """What came fast buys no more than a minute: else most of a body would hold its memory for hours."""
+        rate, received = settings.BODY_BYTES_PER_SECOND, self.requests[-1].received
+        if rate:
+            self.body_due = min(self.body_due + (received - self.body_seen) / rate, now + RECEIVE_SECONDS)
+            self.body_seen = received
+        return now - self.active > RECEIVE_SECONDS or (rate > 0 and now > self.body_due)
 
     def _stalled(self, now: float) -> bool:
         """Nothing of what waits has gone, for a long time: then the client has read nothing."""

@@ -37,6 +37,10 @@ class Backoff:
         self.until = time.monotonic() + pause
         return pause
 
+    def rest(self) -> None:
+        """Not before the longest pause, in which the reason may go."""
+        self.until = time.monotonic() + LONGEST_PAUSE_SECONDS
+
 
 class Slot:
     def __init__(
@@ -72,6 +76,7 @@ class Slot:
                 self.failed = self.fresh.generation
                 self._bury(self.fresh, "worker could not start")
                 self.fresh = None
+                self._recycling.rest()
         if not self.workers and time.monotonic() >= self._backoff.until:
             self.replace()
 
