@@ -10,10 +10,10 @@ from django.conf import settings
 from gateway.embedded import engines, layout
 from gateway.telemetry import exposition, gathering, labels, metrics, slots
 from tests.house import House
-from tests.servers import running_server
+from tests.servers import free_port, running_server
 from tests.telemetry.collector import Collector
 from tests.telemetry.samples import value
-from tests.telemetry.watched import CATALOGUE, TOKEN, Watched, free_port
+from tests.telemetry.watched import CATALOGUE, TOKEN, Watched
 from tests.upstream import Upstream
 
 Read = Callable[..., float | None]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.servers import running_server
+from tests.servers import free_port, running_server
 from tests.telemetry.samples import parsed, value
-from tests.telemetry.watched import SECRET_WORDS, TOKEN, Watched, free_port, until
+from tests.telemetry.watched import SECRET_WORDS, TOKEN, Watched, until
 from tests.upstream_scripts import Stream, error, hang
 
 

@@ -9,7 +9,8 @@ import pytest
 from tests.faults.wrongs import Wrong
 from tests.servers import running_server
 from tests.telemetry.collector import Collector
-from tests.telemetry.watched import SECRET_WORDS, Watched, free_port
+from tests.servers import free_port
+from tests.telemetry.watched import SECRET_WORDS, Watched
 from tests.upstream_scripts import Answer, Stream, error
 
 CACHED = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,12 +69,6 @@ class Watched:
 
     def lines(self, request_id: str) -> list[dict[str, Any]]:
         return [line for line in self.server.lines() if line.get("request_id") == request_id]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def until(true: Callable[[], bool]) -> None:
