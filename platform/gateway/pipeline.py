@@ -102,7 +102,7 @@ class Relay:
         except StopAsyncIteration:
             pass
         except GatewayError as exc:
-            self._route.trip.ended("cut")
+            self._route.trip.ended("cut", self._stream.usage)
             await self._end("interrupted", exc.code or "upstream_error")
             raise
         except asyncio.CancelledError as exc:
@@ -128,9 +128,9 @@ class Relay:
     def _leave(self, why: endings.Abandonment = endings.LEFT) -> None:
         if not self._settled:
             self._ended = self._settled = True
-            call, route = self._call, self._route
-            route.trip.ended(why.outcome)
-            ending = endings.ending_of(call, route, "interrupted", self._stream.usage, 200, why.error_code)
+            call, route, usage = self._call, self._route, self._stream.usage
+            route.trip.ended(why.outcome, usage)
+            ending = endings.ending_of(call, route, "interrupted", usage, 200, why.error_code)
             desk.current().book(route.order, ending)
             endings.tell(call, route.order, ending)
 

@@ -25,8 +25,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[slots.Slots]:
     mine = slots.Slots()
     for module in (slots, metrics, gathering):
         monkeypatch.setattr(module, "slots", mine)
-    monkeypatch.setattr(metrics, "_models", {})
-    monkeypatch.setattr(metrics, "_single", {})
+    for places in ("_models", "_single", "_attempts"):
+        monkeypatch.setattr(metrics, places, {})
     for name in ("models", "deployments", "providers", "outcomes", "codes", "currencies", "endpoints"):
         monkeypatch.setattr(getattr(labels, name), "_known", set())
     yield mine

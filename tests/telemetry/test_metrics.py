@@ -87,6 +87,14 @@ def test_attempts_are_counted_by_deployment(read: Read) -> None:
     assert read("counterfoil_breaker_state", deployment="9") == 0  # nobody has opened it
 
 
+@pytest.mark.parametrize("run", [1, 2])
+def test_a_process_that_has_just_started_knows_no_places_of_another(read: Read, run: int) -> None:
+    metrics.attempt_ended(provider=4, deployment_id=9, outcome="ok", seconds=0.3)
+    metrics.stream_broken()
+    assert read("counterfoil_attempts_total", deployment="9", provider="4", outcome="ok") == 1
+    assert read("counterfoil_streams_broken_total") == 1
+
+
 class State(Enum):
     HALF_OPEN = "half_open"
 

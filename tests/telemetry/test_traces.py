@@ -5,12 +5,12 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from tests.faults.wrongs import Wrong
-from tests.servers import running_server
-from tests.telemetry.collector import Collector
-from tests.servers import free_port
-from tests.telemetry.watched import SECRET_WORDS, Watched
+from tests.servers import free_port, running_server
+from tests.telemetry.collector import Collector, Span
+from tests.telemetry.watched import SECRET_WORDS, Watched, until
 from tests.upstream_scripts import Answer, Stream, error
 
 CACHED = {
@@ -93,6 +93,23 @@ def test_a_traceparent_that_is_none_begins_a_trace(watched: Watched, traceparent
     response = watched.ask("acme-echo", headers={"traceparent": traceparent.encode()})
     assert response.status_code == 200
     assert watched.collector.of(response.headers["x-request-id"])[0].parent_id == ""
+
+
+def test_a_stream_that_breaks_off_says_what_was_delivered(watched: Watched) -> None:
+    trace_id, found = "1af7651916cd43dd8448eb211c80319c", list[Span]()
+    watched.upstream.script("acme-cut-v1", Stream(("one ", "two ", "three"), cut_after=2))
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        watched.ask("acme-cut", stream=True, headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+
+    def both() -> bool:
+        found[:] = [span for span in watched.collector.spans if span.trace_id == trace_id]
+        return len(found) == 2
+
+    until(both)
+    for span in found:
+        assert span.failed
+        assert span.attributes["gen_ai.usage.output_tokens"] > 0
+    assert {span.attributes["error.type"] for span in found if span.kind == "client"} == {"cut"}
 
 
 def test_errors_have_their_type(watched: Watched) -> None:
