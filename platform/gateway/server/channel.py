@@ -35,8 +35,7 @@ LEAVE_SECONDS = 1.0  # in a drain: for a request that is on its way to a connect
 
 # Header lines that are remembered: none that carries a secret or decides about the body's length.
 UNCACHED = frozenset({b"Authorization", b"Cookie", b"Proxy-Authorization", b"Content-Length", b"Transfer-Encoding"})
-LONGEST_LINE = 200
-MOST_LINES = 1000
+LONGEST_LINE, MOST_LINES = 200, 1000
 LONGEST_NUMBER = 100  # digits of a length
 
 
@@ -52,8 +51,7 @@ class Channel(http.HTTPChannel):
     refused = False
     head_started = 0.0
     body_due, body_seen = 0.0, 0  # until when more has to come, and what had come when that was counted
-    pending = -1  # bytes that the client has not taken, at the last sweep
-    pending_since = 0.0
+    pending, pending_since = -1, 0.0  # bytes that the client has not taken, and when a sweep saw that first
 
     def __init__(self, factory: Factory) -> None:
         super().__init__()
@@ -141,9 +139,8 @@ class Channel(http.HTTPChannel):
         if name in UNCACHED:
             return True
         first = len(values) == 1 and name.lower() == line.partition(b":")[0].lower()
-        lines = self.factory.lines
-        if first and len(line) < LONGEST_LINE and len(lines) < MOST_LINES:
-            lines[line] = (name, values[0])
+        if first and len(line) < LONGEST_LINE and len(self.factory.lines) < MOST_LINES:
+            self.factory.lines[line] = (name, values[0])
         return True
 
     def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
