@@ -178,7 +178,7 @@ async def _admit(call: Call) -> Route:
                 lowered = _fitted_or_refused(call, route, detail, attempt)
                 continue
             if verdict == "full":
-                raise routing.without_room(route, call.model, detail)
+                raise routing.without_room(route, snapshot, call.model, detail)
             if verdict == "window":  # our clock was in another window than the database's
                 now = datetime.fromisoformat(detail)
                 continue

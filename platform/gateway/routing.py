@@ -18,7 +18,7 @@ from gateway.catalogue.pricing import Rates, dearest
 from gateway.catalogue.snapshot import Catalogue, ModelFacts
 from gateway.errors import GatewayError, ModelNotFound, PermissionDenied
 from gateway.failover.attempts import Trip
-from gateway.failover.legs import Leg, legs_for
+from gateway.failover.legs import Leg, fallback_of, legs_for
 from gateway.ledger.decisions import unasked
 from gateway.ledger.items import EarlyRefusal, Gate, Order
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
@@ -226,11 +226,13 @@ def _face(facts: ModelFacts, request_id: UUID, include_usage: bool) -> Face:
     )
 
 
-def without_room(route: Route, name: str, wait_ms: int | None) -> GatewayError:
+def without_room(route: Route, catalogue: Catalogue, name: str, wait_ms: int | None) -> GatewayError:
     """No deployment takes it: now, or ever, since it is more than any of them takes in a minute. One that is out now,
     and would take it, is worth waiting for."""
-    asked = route.need.input_expected + route.need.output_expected
-    limits = [place.tpm for place in (*route.facts.deployments, *(leg.placement for leg in route.legs))]
+    asked, caller = route.need.input_expected + route.need.output_expected, route.order.caller
+    others = (fallback_of(catalogue, other, caller, route.now) for other in route.facts.fallbacks)
+    models = [route.facts, *(found[0] for found in others if found)]
+    limits = [place.tpm for model in models for place in model.deployments]
     if all(0 < limit < asked for limit in limits):
         return too_large_anywhere(name, max(limits), asked)
     return at_capacity(name, wait_ms)

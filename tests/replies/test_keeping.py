@@ -16,6 +16,7 @@ from apiv1 import chat
 from gateway import pipeline
 from gateway.catalogue.models import Model
 from gateway.errors import STOPPED, GatewayError
+from gateway.ledger.desk import Desk
 from gateway.ledger.models import UsageRecord
 from gateway.replies import claim, claims, once, production, running, thread
 from gateway.replies.models import KeptReply
@@ -121,6 +122,28 @@ async def test_a_server_that_stops_before_it_has_kept_an_answer_frees_no_key(
     await asyncio.gather(*running.tasks, return_exceptions=True)
     assert await states() == ["running"]
     assert await records() == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_stops_while_an_answer_is_booked_frees_no_key(
+    post: Post, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    booking = asyncio.Event()
+    settle = Desk.settle
+
+    def settled(*facts: Any) -> asyncio.Future[Any]:
+        settle(*facts)
+        booking.set()
+        return asyncio.get_running_loop().create_future()  # as slow as a database may be
+
+    monkeypatch.setattr(Desk, "settle", settled)
+    asking = asyncio.create_task(read_whole(post, stream))
+    await booking.wait()
+    for task in running.tasks:
+        task.cancel(STOPPED)
+    await asyncio.gather(asking, return_exceptions=True)
+    await asyncio.gather(*running.tasks, return_exceptions=True)
+    assert await states() == ["running"]
 
 
 async def read_whole(post: Post, stream: bool) -> bytes:

@@ -207,6 +207,14 @@ async def test_blank_texts_say_nothing(spoken: Spoken) -> None:
     assert sent["messages"][2]["content"] == [{"type": "tool_result", "tool_use_id": "call_1"}]
 
 
+@pytest.mark.parametrize("text", [None, "", " "])
+async def test_a_picture_with_an_empty_text_beside_it_is_a_picture(spoken: Spoken, text: str | None) -> None:
+    """Clients that write out a part of any type write the fields of the others, too."""
+    picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}, "text": text}
+    sent = await spoken.sends({"role": "user", "content": [picture]})
+    assert [block["type"] for block in sent["messages"][0]["content"]] == ["image"]
+
+
 OLD, NEW = "claude-sonnet-4-5-20250929", "claude-opus-4-6"
 ADAPTIVE = {"type": "adaptive", "display": "summarized"}
 FORCED: Json = {"tools": [WEATHER], "tool_choice": "required"}

@@ -64,7 +64,7 @@ def legs_for(
     """Where it may be served: healthy deployments of the model, then of its fallbacks. Raises Unavailable."""
     legs = [Leg(placement, facts, rates) for placement in _in_order(facts, need, request, stream, now)]
     for name in facts.fallbacks:
-        if found := _fallback(catalogue, name, caller, now):
+        if found := fallback_of(catalogue, name, caller, now):
             legs += [Leg(placement, *found) for placement in _in_order(found[0], need, request, stream, now)]
     if len(legs) == 1 and board.state(legs[0].deployment_id) is State.CLOSED:
         return legs
@@ -87,7 +87,7 @@ def unavailable(legs: Sequence[Leg], text: str) -> Unavailable:
     return Unavailable(text, retry_after=max(1, ceil(wait_s)))
 
 
-def _fallback(
+def fallback_of(
     catalogue: Catalogue, name: str, caller: Caller, now: datetime
 ) -> tuple[ModelFacts, Rates | None] | None:
     """A fallback that this caller may call, at a price that is known."""

@@ -29,7 +29,6 @@ class Production:
         self._size = 0
         self._unread: deque[bytes] = deque()
         self._open = self._ended = self._left = False
-        self._whole = False  # and in the books
         self._fault: BaseException | None = None
         self._news, self._room = asyncio.Event(), asyncio.Event()
         self._task = running.start(self._run())
@@ -43,9 +42,8 @@ class Production:
                 self._news.set()
                 last = b""
                 async for part in events:
-                    self._whole = part.endswith(DONE)
                     await self._take(part)
-                    if self._whole:  # not before it is kept
+                    if part.endswith(DONE):  # not before it is kept
                         last = part
                     else:
                         self._give(part)
@@ -57,7 +55,7 @@ class Production:
             self._fault = exc
             if self._left and self._kept is None:
                 await self._claim.give_up_content()
-            elif not self._whole:  # else it was charged: our process ends, and who asks again is told that it is lost
+            elif not _booked(self._call, exc):
                 await self._claim.release()
             raise
         finally:
@@ -169,11 +167,18 @@ async def complete(call: Call, claim: Claim) -> bytes:
 async def _complete(call: Call, claim: Claim) -> bytes:
     try:
         answer = await pipeline.complete(call)
-    except BaseException:
-        await claim.release()
+    except BaseException as exc:
+        if not _booked(call, exc):
+            await claim.release()
         raise
     if len(answer) > settings.IDEMPOTENCY_MAX_BYTES:
         await claim.give_up_content()
     else:
         await claim.keep(answer, call.headers)
     return answer
+
+
+def _booked(call: Call, exc: BaseException) -> bool:
+    """The answer was whole and went to the books, but our process ends. Its claim stays: who asks again when it has
+    ended is told that the answer is lost; or it runs anew, if it never came into the books."""
+    return isinstance(exc, asyncio.CancelledError) and call.outcome == "completed"

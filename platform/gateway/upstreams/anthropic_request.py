@@ -69,9 +69,9 @@ def _user(message: Json, path: str) -> list[Json]:
         result = {"type": "tool_result", "tool_use_id": _call_id(message["tool_call_id"])}
         text = asked.plain_text(message, path)
         return [{**result, "content": text} if text.strip() else result]
-    # Blank texts are refused, and say nothing.
-    parts = [(part, where) for part, where in asked.parts_of(message, path) if part.get("text", "-").strip()]
-    return [_block(part, where) for part, where in parts]
+    # Blank texts are refused, and say nothing. Clients may leave an empty `text` in a part of another type.
+    parts = asked.parts_of(message, path)
+    return [_block(part, where) for part, where in parts if part["type"] != "text" or part["text"].strip()]
 
 
 def _said(message: Json, path: str) -> list[Json]:

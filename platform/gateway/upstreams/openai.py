@@ -16,7 +16,7 @@ OLD_CAP, NEW_CAP = "max_tokens", "max_completion_tokens"
 class OpenAIAdapter(HTTPAdapter):
     def __init__(self) -> None:
         super().__init__()
-        self._want_new_cap: set[tuple[int, str]] = set()  # deployments and their models
+        self._want_new_cap: set[tuple[str, str]] = set()  # models, and the servers that said so of them
 
     def path(self, target: Target, *, stream: bool) -> str:
         return "/chat/completions"
@@ -28,7 +28,7 @@ class OpenAIAdapter(HTTPAdapter):
         """The request as it came, under the provider's name of the model. null means "absent" and is left out."""
         body = {name: value for name, value in request.items() if value is not None}
         body["model"] = target.upstream_model
-        if OLD_CAP in body and (target.deployment_id, target.upstream_model) in self._want_new_cap:
+        if OLD_CAP in body and (target.base_url, target.upstream_model) in self._want_new_cap:
             body.setdefault(NEW_CAP, body.pop(OLD_CAP))
         body.pop("stream", None)
         options = body.pop("stream_options", None)
@@ -46,5 +46,5 @@ class OpenAIAdapter(HTTPAdapter):
         refusal = error_of(said) if status == 400 and OLD_CAP in asked else None
         if refusal is None or (refusal.get("code"), refusal.get("param")) != ("unsupported_parameter", OLD_CAP):
             return False
-        self._want_new_cap.add((target.deployment_id, target.upstream_model))
+        self._want_new_cap.add((target.base_url, target.upstream_model))
         return True

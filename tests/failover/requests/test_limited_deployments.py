@@ -65,6 +65,18 @@ async def test_what_no_deployment_ever_takes_is_not_told_to_come_again(
     assert (await ask()).status_code == 503
 
 
+async def test_a_fallback_that_takes_it_and_is_out_is_worth_waiting_for(
+    served: Served, ask: Any, nothing_known: Board
+) -> None:
+    await sync_to_async(served)("acme-large", "large")
+    await sync_to_async(served)("acme-chat", limited("first", tpm=5), fallbacks=["acme-large"])
+    large = await Deployment.objects.aget(upstream_model="large")
+    for _ in range(5):
+        nothing_known.failed(large.pk, "connect")
+    full = await ask()
+    assert full.status_code == 503 and "retry-after" in full.headers
+
+
 async def test_more_than_may_be_in_flight_go_elsewhere(upstream: Upstream, served: Served, ask: Any) -> None:
     await sync_to_async(served)("acme-chat", limited("first", max_in_flight=1), "second", first_byte_timeout_s=3)
     upstream.script("first", hang)
