@@ -16,6 +16,7 @@ from django.urls import URLPattern, URLResolver, path, re_path
 from django.utils.functional import SimpleLazyObject
 from ninja import NinjaAPI, Swagger
 from ninja.openapi.urls import get_openapi_urls
+from ninja.operation import AsyncOperation, PathView
 from ninja.utils import replace_path_param_notation
 
 from apiv1 import chat, limits, models, usage
@@ -44,8 +45,7 @@ class Wire(NinjaAPI):
         for bound in self._get_bound_routers():
             for route, operations in bound.path_operations.items():
                 methods = {method for operation in operations.operations for method in operation.methods}
-                view = operations.get_view()
-                view = guarded(view if operations.is_async else sync_to_async(view), methods)
+                view = guarded(view_of(operations), methods)
                 plain = replace_path_param_notation("/".join([bound.prefix, route])).replace("//", "/").strip("/")
                 name = self.get_operation_url_name(operations.operations[0], bound.template)
                 # With and without the slash: a redirect would turn a POST into a GET. The slash first, since
@@ -55,26 +55,30 @@ class Wire(NinjaAPI):
         return [*urls, path("", unknown_route, name="api-root"), re_path("", unknown_route)]
 
 
+def view_of(operations: PathView) -> View:
+    """Where there is one operation, that itself: Ninja would look for it by the method, and the guard has done so."""
+    first, *others = operations.operations
+    if isinstance(first, AsyncOperation) and not others:
+        return first.run
+    view = operations.get_view()
+    return view if operations.is_async else sync_to_async(view)
+
+
 def guarded(view: View, methods: set[str]) -> View:
     """The view for its methods; HEAD goes with GET, OPTIONS is answered, the others are refused."""
     extra = {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
     allowed = sorted(methods | extra)
 
-    async def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+    async def guard(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method == "HEAD" and "GET" in methods:
+            request.method = "GET"  # the server sends no body for a HEAD
+        if request.method not in methods:
+            if request.method == "OPTIONS":
+                return HttpResponse(status=204, headers={"Allow": ", ".join(allowed)})
+            return respond(request, wrong_method(request, allowed))
         response = await view(request, *args, **kwargs)
         await error_rates.add(request, response)
         return response
-
-    async def guard(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        method = request.method
-        if method in methods:
-            return await answered(request, *args, **kwargs)
-        if method == "OPTIONS":
-            return HttpResponse(status=204, headers={"Allow": ", ".join(allowed)})
-        if method == "HEAD" and "GET" in methods:
-            request.method = "GET"  # the server sends no body for a HEAD
-            return await answered(request, *args, **kwargs)
-        return respond(request, wrong_method(request, allowed))
 
     guard.csrf_exempt = True  # type: ignore[attr-defined]
     return guard

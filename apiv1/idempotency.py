@@ -8,7 +8,9 @@ from apiv1.limits import rates_of
 from apiv1.requests import ApiRequest
 from gateway import pipeline
 from gateway.pipeline import Call
-from gateway.replies.once import HEADER, Replay, Runner, runner_for
+from gateway.replies.once import HEADER, Replay, Runner, malformed, runner_for
+
+RAW = HEADER.lower().encode()
 
 
 async def runner_of(request: ApiRequest, call: Call) -> Runner:
@@ -16,6 +18,8 @@ async def runner_of(request: ApiRequest, call: Call) -> Runner:
     key = request.headers.get(HEADER)
     if key is None or not settings.IDEMPOTENCY_HOURS:
         return pipeline
+    if [name for name, _ in request.scope["headers"]].count(RAW) > 1:
+        raise malformed()  # joined by a comma, which is Django's way, they would be a key that nobody chose
     runner = await runner_for(call, key)
     if isinstance(runner, Replay):  # asks no limit, so nobody has told how they stand
         request.counterfoil.replayed = True

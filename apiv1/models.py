@@ -30,11 +30,12 @@ async def list_models(request: ApiRequest) -> HttpResponse:
 async def retrieve_model(request: ApiRequest, model: str) -> HttpResponse:
     """One model, by its id or an alias of it."""
     caller = await pipeline.ensure_fresh(request.auth, request.reload)
+    catalogue = await snapshots.catalogue()
     try:
-        facts = routing.find_model(await snapshots.catalogue(), caller, model)
+        facts = routing.find_model(catalogue, caller, model)
     except ModelNotFound as exc:
         raise ModelNotFound(exc.message, param="model") from None
-    if not facts.deployments:  # served nowhere: the list leaves it out too
+    if not routing.served(catalogue, caller, facts):  # nowhere: the list leaves it out too
         raise ModelNotFound(routing.NO_SUCH_MODEL.format(model), param="model")
     return _answer(model_object(facts), await rates_of(caller))
 

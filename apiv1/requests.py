@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.http import HttpRequest
 
@@ -20,6 +20,7 @@ class KeepAlive(Protocol):
 
 
 class ApiRequest(HttpRequest):
+    scope: Mapping[str, Any]  # ASGI's
     counterfoil: RequestLog  # by the server, before anything else
     auth: Caller  # by apiv1.auth
     reload: Callable[[Caller], Awaitable[Caller]]  # by apiv1.auth: this caller as the database knows it now

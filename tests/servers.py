@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -66,6 +67,14 @@ def json_lines(log: Path) -> list[dict[str, Any]]:
     """
     whole, _, _ = log.read_bytes().rpartition(b"\n")
     return [json.loads(line) for line in whole.split(b"\n") if line.startswith(b'{"')]
+
+
+def free_port() -> int:
+    """For a server that is started later: not of the range that the system gives to whoever asks for any port."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no port of 100 is free")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def now_ns() -> int:
 
 
 def now() -> datetime:
-    return EPOCH + timedelta(microseconds=now_ns() // 1000)
+    return datetime.fromtimestamp(now_ns() // 1000 / 1_000_000, UTC)  # to the microsecond until the year 2242
 
 
 def ask() -> int:

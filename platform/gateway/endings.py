@@ -38,7 +38,7 @@ ended_requests: deque[dict[str, Any]] = deque(maxlen=500)
 def ending_of(call: Call, route: Route, status: str, usage: Usage, http_status: int, error_code: str) -> Ending:
     """What the desk is told. The attempt that answered has ended with it."""
     call.usage, call.outcome = usage, status
-    route.trip.ended("ok")
+    route.trip.ended("ok", usage)
     if status == "completed":
         output = usage.output_tokens + usage.reasoning_tokens
         expectations.learn(call.caller.key_id, route.order.catalogue_model_id, output // route.choices)

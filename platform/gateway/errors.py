@@ -130,10 +130,9 @@ class InternalError(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """The provider failed. `reached` is false when the request cannot have cost anything there."""
+    """The provider failed."""
 
     status = 502
-    reached = True
     ours = False  # nobody could be asked for want of something here: files, ports
     phase: Phase = "body"
 

@@ -39,6 +39,7 @@ class RequestLog:
     method: str
     path: str  # without the query, which may carry anything
     request_id: UUID = field(default_factory=uuid7)  # the ledger's, too
+    wire_id: str = field(init=False)  # the x-request-id
     started: float = field(default_factory=time.perf_counter)
     client_request_id: str = ""
     tenant: str = ""  # slug
@@ -54,10 +55,8 @@ class RequestLog:
     usage: Tokens | None = None
     first_byte_ms: int | None = None
 
-    @property
-    def wire_id(self) -> str:
-        """The x-request-id."""
-        return "req_" + self.request_id.hex
+    def __post_init__(self) -> None:
+        self.wire_id = "req_" + self.request_id.hex  # once, for the response, the log line and the provider
 
     def elapsed_ms(self) -> int:
         return int((time.perf_counter() - self.started) * 1000)
@@ -156,5 +155,15 @@ def configure() -> None:
         logging.captureWarnings(True)
 
 
+_second = (0, "")
+
+
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """As ISO 8601 has it, in UTC and milliseconds. All but those are formatted once a second."""
+    global _second
+    second, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    known, text = _second
+    if second != known:
+        text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        _second = second, text
+    return f"{text}.{milliseconds:03d}+00:00"

@@ -28,7 +28,7 @@ from gateway.identifiers import uuid7
 from gateway.ledger import desk
 from gateway.limits import rate_headers
 from gateway.limits.facts import Rule
-from gateway.limits.refusals import at_capacity, refusal
+from gateway.limits.refusals import refusal
 from gateway.routing import Route
 from gateway.snapshots import catalogue, read, reload_catalogue, rules_of
 from gateway.upstreams import tokens
@@ -102,7 +102,7 @@ class Relay:
         except StopAsyncIteration:
             pass
         except GatewayError as exc:
-            self._route.trip.ended("cut")
+            self._route.trip.ended("cut", self._stream.usage)
             await self._end("interrupted", exc.code or "upstream_error")
             raise
         except asyncio.CancelledError as exc:
@@ -128,9 +128,9 @@ class Relay:
     def _leave(self, why: endings.Abandonment = endings.LEFT) -> None:
         if not self._settled:
             self._ended = self._settled = True
-            call, route = self._call, self._route
-            route.trip.ended(why.outcome)
-            ending = endings.ending_of(call, route, "interrupted", self._stream.usage, 200, why.error_code)
+            call, route, usage = self._call, self._route, self._stream.usage
+            route.trip.ended(why.outcome, usage)
+            ending = endings.ending_of(call, route, "interrupted", usage, 200, why.error_code)
             desk.current().book(route.order, ending)
             endings.tell(call, route.order, ending)
 
@@ -178,7 +178,7 @@ async def _admit(call: Call) -> Route:
                 lowered = _fitted_or_refused(call, route, detail, attempt)
                 continue
             if verdict == "full":
-                raise at_capacity(call.model, detail)
+                raise routing.without_room(route, call.model, detail)
             if verdict == "window":  # our clock was in another window than the database's
                 now = datetime.fromisoformat(detail)
                 continue
@@ -209,7 +209,7 @@ def _routed(
 def _admitted(call: Call, route: Route, lowered: int | None) -> None:
     order = route.order
     call.public_model = order.model
-    route.depart(lambda order, gates: desk.current().move(order, gates))
+    route.depart(desk.current().move)
     if order.admitted_state and order.started_at:
         call.headers = rate_headers.of_decided(order.admitted_state, route.rules, order.started_at)
     if lowered is not None:

@@ -23,7 +23,7 @@ from gateway.ledger.decisions import unasked
 from gateway.ledger.items import EarlyRefusal, Gate, Order
 from gateway.limits.claims import Claim, Need, Unbounded, affordable_output, applicable, claims_for, make_claim
 from gateway.limits.facts import Rule
-from gateway.limits.refusals import unbounded
+from gateway.limits.refusals import at_capacity, too_large_anywhere, unbounded
 from gateway.limits.refusals_log import LACKS
 from gateway.sizing import capped, fitting, need_of
 from gateway.upstreams.base import Adapter, Face, Target
@@ -71,6 +71,8 @@ class Route:
     @property
     def first(self) -> Leg:
         """Where the desk has admitted it to."""
+        if not self.order.candidates:
+            return self.legs[0]
         return next(leg for leg in self.legs if leg.deployment_id == self.order.deployment_id)
 
     def enter(self, leg: Leg) -> tuple[Adapter, Target, dict[str, Any], Face]:
@@ -96,7 +98,17 @@ def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
 
 
 def permitted(catalogue: Catalogue, caller: Caller) -> list[ModelFacts]:
-    return [facts for facts in catalogue.models if facts.deployments and caller.may_call(facts.public_id)]
+    return [
+        facts for facts in catalogue.models if caller.may_call(facts.public_id) and served(catalogue, caller, facts)
+    ]
+
+
+def served(catalogue: Catalogue, caller: Caller, facts: ModelFacts) -> bool:
+    """Anywhere at all: by deployments of its own, or by those of a fallback that this caller may call."""
+    if facts.deployments:
+        return True
+    others = (catalogue.by_name.get(name) for name in facts.fallbacks)
+    return any(other is not None and other.deployments and caller.may_call(other.public_id) for other in others)
 
 
 def choose_route(
@@ -212,6 +224,16 @@ def _face(facts: ModelFacts, request_id: UUID, include_usage: bool) -> Face:
         reasoning_field=facts.reasoning_field,
         include_usage=include_usage,
     )
+
+
+def without_room(route: Route, name: str, wait_ms: int | None) -> GatewayError:
+    """No deployment takes it: now, or ever, since it is more than any of them takes in a minute. One that is out now,
+    and would take it, is worth waiting for."""
+    asked = route.need.input_expected + route.need.output_expected
+    limits = [place.tpm for place in (*route.facts.deployments, *(leg.placement for leg in route.legs))]
+    if all(0 < limit < asked for limit in limits):
+        return too_large_anywhere(name, max(limits), asked)
+    return at_capacity(name, wait_ms)
 
 
 def fitted(route: Route, states: Sequence[dict[str, Any]]) -> int | None:

@@ -16,7 +16,7 @@ from gateway.limits.facts import Rule
 from gateway.upstreams import tokens
 
 CAPS = ("max_completion_tokens", "max_tokens")
-HIDDEN_TOOLS = 1_024
+HIDDEN_WORDS = 1_024
 MEDIA = frozenset({"image_url", "input_audio", "file"})  # parts whose tokens have no bound that we know
 
 
@@ -75,5 +75,8 @@ def _most_input(request: dict[str, Any]) -> int | None:
         for name, value in request.items()
         if name in ("messages", "tools", "functions", "response_format")
     }
-    # A provider may tell its model how to call tools at all, in words that it bills.
-    return len(orjson.dumps(told)) + 64 * (len(messages) + 1) + (HIDDEN_TOOLS if request.get("tools") else 0)
+    # A provider may tell its model how to call tools at all, or to keep to a schema, in words that it bills. Calls of
+    # before are enough.
+    tools = request.get("tools") or any(message.get("tool_calls") for message in messages)
+    hidden = HIDDEN_WORDS if tools or request.get("response_format") else 0
+    return len(orjson.dumps(told)) + 64 * (len(messages) + 1) + hidden

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from django.db import Error, InterfaceError, OperationalError, connection
@@ -33,7 +33,7 @@ RULES_KNOWN = 50_000
 listeners: list[Callable[[], Awaitable[None]]] = []
 
 
-async def read(function: Callable[..., T], *args: object, thread: ThreadPoolExecutor = _reader) -> T:
+async def read(function: Callable[..., T], *args: object, thread: Executor = _reader) -> T:
     """Run a function that uses the ORM in the reader thread, or another. A database that is away is a 503."""
     try:
         return await asyncio.get_running_loop().run_in_executor(thread, _with_connection, function, args)

@@ -86,3 +86,16 @@ async def test_it_sees_changes_from_the_next_request_on(
 @pytest.mark.parametrize("url", ["/v1/models", "/v1/models/acme-chat"])
 async def test_it_asks_for_a_key(visitor: AsyncClient, url: str) -> None:
     assert (await visitor.get(url)).status_code == 401
+
+
+async def test_a_model_that_is_left_to_its_fallbacks_is_listed_as_it_answers(
+    client: AsyncClient, bearer: dict[str, str], models: dict[str, Model]
+) -> None:
+    model = models["acme-chat"]
+    await model.deployments.aupdate(enabled=False)
+    for fallbacks, listed in (([], False), (["globex-chat"], False), (["globex-chat", "acme/chat:7b"], True)):
+        model.fallbacks = fallbacks
+        await model.asave()
+        assert ("acme-chat" in await ids(client, bearer)) is listed
+        found = await client.get("/v1/models/acme-chat", headers=bearer)
+        assert found.status_code == (200 if listed else 404)

@@ -190,6 +190,26 @@ def test_it_gives_no_name_to_two_models(browser: Client, model: Model) -> None:
     assert "already leads to the model acme-chat" in text
 
 
+@pytest.mark.parametrize(
+    ("fallbacks", "said"),
+    [
+        ("acme-code", "acme-code cannot stand in for itself"),
+        ("acme-huge", "There is no model &#x27;acme-huge&#x27;"),
+    ],
+)
+def test_it_says_which_fallback_is_none(browser: Client, model: Model, fallbacks: str, said: str) -> None:
+    text = text_of(browser.post("/admin/catalogue/model/add/", model_form(fallbacks=fallbacks)))
+    assert said in text
+    assert Model.objects.count() == 1
+
+
+def test_it_says_whether_a_model_can_be_called(browser: Client, model: Model) -> None:
+    model.deployments.update(enabled=False)
+    assert "none: cannot be called" in text_of(browser.get("/admin/catalogue/model/"))
+    Model.objects.filter(pk=model.pk).update(fallbacks=["acme-small"])
+    assert "none: left to its fallbacks" in text_of(browser.get("/admin/catalogue/model/"))
+
+
 def test_it_completes_names_while_one_types(browser: Client, model: Model, acme: Tenant) -> None:
     asked = {"app_label": "catalogue", "model_name": "price", "term": "acme"}
     for field, name in (("model", "acme-chat"), ("provider", "acme-llm"), ("tenant", "acme")):

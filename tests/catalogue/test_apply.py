@@ -246,6 +246,8 @@ def test_it_refuses(case: str) -> None:
         ("models: [{id: a, aliases: [b]}, {id: c, aliases: [b]}]", "1: aliases: b already leads to the model"),
         ("models: [{id: a, aliases: [a]}]", "1: aliases: a is the model's id already."),
         ("models: [{id: 'a b'}]", "1: id: Letters, digits"),
+        ("models: [{id: a, fallbacks: [a]}]", "1: fallbacks: a cannot stand in for itself."),
+        ("models: [{id: a, fallbacks: [b]}]", "1: fallbacks: There is no model 'b'. Name models by their ids."),
         ("tenants: [{name: x}]", "1: A tenant needs 'slug'."),
         ("models: [{id: a, prices: [{provider: p, effective_from: 2026-01-01, currency: USD, input: '1', output: '1'}]}]",
          "1: provider: Only a price with side: cost"),

@@ -72,6 +72,9 @@ def _catalogue(fakes: dict[str, Fake]) -> str:
     for name in fakes:
         served = f"[{{provider: {name}, upstream_model: {MODELS[name]}}}]"
         lines.append(f"  - {{id: acme-{name}, deployments: {served}, prices: {PRICE}}}")
+    lines.append(
+        f"  - {{id: acme-thinker, deployments: [{{provider: azure, upstream_model: gpt-5}}], prices: {PRICE}}}"
+    )
     return "\n".join([*lines, "tenants:", '  - {slug: acme, name: Acme, currency: USD, models: ["acme*"]}', ""])
 
 
@@ -137,6 +140,17 @@ def test_what_cannot_be_said_is_refused_and_costs_nothing(trade: Trade, protocol
     assert len(trade.fakes[protocol].served) == before
     status, booked, charged = trade.booked(refused.value.response.headers["x-request-id"])
     assert (status, sum(booked), charged) == ("failed", 0, 0)
+
+
+def test_a_model_that_refuses_the_cap_that_we_set_answers_all_the_same(trade: Trade) -> None:
+    """Reasoning models know no `max_tokens`; here it is the server's own, and no client can take it away."""
+    served = trade.fakes["azure"].served
+    before = len(served)
+    for _ in range(2):
+        answer = trade.client.chat.completions.create(model="acme-thinker", messages=HELLO)
+        assert answer.choices[0].message.content == "Hello there."
+        assert trade.booked(answer._request_id)[:2] == ("completed", BOOKED["azure"])
+    assert ["max_tokens" in request.body for request in served[before:]] == [True, False, False]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

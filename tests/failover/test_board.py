@@ -62,6 +62,15 @@ async def test_it_takes_back_a_probe_whose_client_left(board: Board, clock: Cloc
     assert board.state(7) is State.HALF_OPEN and await board.claim_probe(7)
 
 
+def test_it_counts_what_flows_until_it_is_over(board: Board) -> None:
+    for _ in range(3):
+        board.began(7)
+    assert board._breakers[7].flowing == 3
+    for _ in range(5):
+        board.over(7)  # of some it may not know, if it has forgotten the deployment meanwhile
+    assert board._breakers[7].flowing == 0
+
+
 def test_it_lets_a_deployment_rest(board: Board, clock: Clock) -> None:
     board.rest(7, 3)
     assert (board.state(7), board.opens_in(7)) == (State.RESTING, 3)

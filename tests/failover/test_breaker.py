@@ -109,6 +109,32 @@ def test_it_opens_when_nobody_else_is_answered_or_others_fail_too() -> None:
     assert [breaker.failed(31, "status 500", tenant=2) for _ in range(5)] == [False] * 4 + [True]
 
 
+def test_it_stays_closed_while_streams_begin_between_the_failures() -> None:
+    breaker = Breaker()
+    for _ in range(25):
+        breaker.began()
+        assert not breaker.failed(1.0, "status 500")  # half of what was asked, and never two in a row
+    assert breaker.failed(1.0, "status 500")
+    assert breaker.reason.startswith("26 of 51 requests failed in 30 s")
+
+
+def test_it_opens_when_streams_begin_and_all_break() -> None:
+    breaker = Breaker()
+    for _ in range(4):
+        breaker.began()
+        assert not breaker.failed(1.0, "cut")
+    breaker.began()
+    assert breaker.failed(1.0, "cut")
+    breaker = Breaker()
+    for _ in range(3):
+        breaker.failed(1.0, "cut")
+        breaker.failed(1.0, "connect")
+        breaker.began()
+        assert breaker.results.in_a_row == breaker.results.cut_in_a_row
+    breaker.succeeded(1.0)
+    assert breaker.results.cut_in_a_row == 0
+
+
 def test_it_waits_twice_as_long_after_each_probe_that_fails() -> None:
     breaker, now, waits = opened(), 0.0, []
     for _ in range(7):

@@ -27,7 +27,7 @@ def with_status(error: GatewayError, status: int) -> GatewayError:
     ("error", "fault"),
     [
         (upstream(phase="connect"), Fault("connect", "connect", again=True, here=True)),
-        (upstream(phase="connect", kind=UpstreamTimeout), Fault("timeout", "timeout", again=True, here=True)),
+        (upstream(phase="connect", kind=UpstreamTimeout), Fault("timeout", "connect", again=True, here=True)),
         (upstream(phase="sent", kind=UpstreamTimeout), Fault("timeout", "timeout", again=True, here=True)),
         (upstream(200, "head", UpstreamTimeout), Fault("timeout", "timeout", again=True, here=True)),
         (upstream(phase="sent"), Fault("broken", "broken", again=True, here=True)),

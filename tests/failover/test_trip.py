@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.catalogue.snapshot import ModelFacts, Placement
-from gateway.errors import GatewayError, InvalidRequest, UpstreamError
+from gateway.errors import GatewayError, InvalidRequest, RateLimited, UpstreamError
 from gateway.failover import attempts, load
 from gateway.failover.attempts import Trip
 from gateway.failover.board import Board, State
@@ -130,3 +130,23 @@ async def test_a_reserve_that_once_failed_often_is_asked_again_after_a_while(clo
     assert not loads[2].may_retry
     clock.now += 2
     assert await trip(leg(1), leg(2)).run(going(outcomes)) == "from the reserve"
+
+
+async def test_what_one_asked_to_wait_passes_while_another_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, slept, answers = Clock(), list[float](), [error(429, RateLimited, headers={"retry-after": "3"}), "fine"]
+    monkeypatch.setattr(attempts, "time", clock)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def go(leg: Leg) -> str:
+        answer: GatewayError | str = answers.pop(0) if leg.deployment_id == 1 else error(401)
+        if leg.deployment_id == 2:
+            clock.now += 3
+        if isinstance(answer, GatewayError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(attempts.asyncio, "sleep", sleep)
+    assert await trip(leg(1), leg(2)).run(go) == "fine"
+    assert len(slept) == 1 and slept[0] <= 0.5  # the jitter alone

@@ -10,7 +10,7 @@ from tests.faults.conftest import Ground
 from tests.faults.fleet import Service
 from tests.faults.wire import Wire
 
-HEARD_SECONDS = 1.5  # half a second between two looks, and a machine that does other things
+HEARD_SECONDS = 2.5  # half a second between two looks, and a machine that does other things
 MOST_ASKED = 60
 
 

@@ -31,7 +31,7 @@ KEYS = 60
 KILLS = 3
 MODELS = (SLOW, "words-25-every-30", "slow-120")
 AT_LEAST = 4  # in flight when a worker is killed
-MOST_SECONDS = 90
+MOST_SECONDS = 180
 
 
 class Repeater:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.faults.breakers import faults_of_sharing
 from tests.faults.clients import HEALTHY, Clients
 from tests.faults.conftest import Ground, settled
 from tests.faults.fleet import Fleet, Process
+from tests.faults.load import Sent
 from tests.faults.tally import Tally
 from tests.faults.wire import Reply, Wire
 from tests.upstream_scripts import Answer, Stream, usage_of, words
@@ -144,6 +146,20 @@ async def test_a_server_that_starts_during_an_outage_serves_after_it(ground: Gro
         await asyncio.sleep(0.1)
 
 
+async def begun(clients: Clients, ground: Ground) -> tuple[str, asyncio.Task[Sent]]:
+    """A key, and its request that the provider is answering. A worker may yet have to find its database again."""
+    asked = lambda: [one.model for one in ground.upstream.served].count("slow-120")  # noqa: E731
+    deadline, before = time.monotonic() + PATIENCE_SECONDS, asked()
+    while True:
+        key = uuid.uuid4().hex
+        task = asyncio.create_task(clients.ask("slow-120", stream=False, idempotency_key=key))
+        await until(lambda task=task: task.done() or asked() > before, "it runs")  # type: ignore[misc]
+        if not task.done():
+            return key, task
+        reply = task.result().reply
+        assert (reply.status, time.monotonic() < deadline) == (503, True), reply.describe()
+
+
 async def test_workers_under_load_outlast_restarts(ground: Ground, fleet: Fleet, tally: Tally) -> None:
     """And so do an Idempotency-Key that is in use meanwhile, and what workers tell each other of deployments."""
     since, service = ground.now(), fleet.serve()
@@ -151,9 +167,7 @@ async def test_workers_under_load_outlast_restarts(ground: Ground, fleet: Fleet,
     ground.upstream.script("slow-120", Answer("".join(words(5)), delay=3))
     async with clients.traffic(10, ("words-12", "words-40-every-5", "merged-9-every-2", "cut-4-every-5", "drop")):
         for how in (signal.SIGINT, signal.SIGQUIT):
-            key = f"through-an-outage-{how}"
-            task = asyncio.create_task(clients.ask("slow-120", stream=False, idempotency_key=key))
-            await until(lambda: [s.model for s in ground.upstream.served].count("slow-120") > len(keyed), "it runs")
+            key, task = await begun(clients, ground)
             ground.cluster.stop(how)
             await asyncio.sleep(2)
             ground.cluster.start()

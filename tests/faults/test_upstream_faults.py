@@ -39,7 +39,7 @@ def catalogue(whole_ground: Ground, service: Service) -> Iterator[None]:
     url = whole_ground.upstream.url
     lines = [
         "providers:",
-        f'  - {{name: failing, protocol: openai, base_url: "{url}", first_byte_timeout_s: 2, read_timeout_s: 2}}',
+        f'  - {{name: failing, protocol: openai, base_url: "{url}", first_byte_timeout_s: 3, read_timeout_s: 3}}',
         f'  - {{name: nobody, protocol: openai, base_url: "{nobody}"}}',
         "models:",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from gateway.ledger.items import Ending
 from gateway.ledger.models import Counter, DeadLetter, Hold, UsageRecord, WorkItem
 from gateway.ledger.verification import verify
 from gateway.ledger.writer import Ticket
+from gateway.telemetry import metrics
 from gateway.upstreams.base import Usage
 from tenants.models import APIKey, Tenant
 from tests.ledger.looking import WHOLE, MakeOrder, db, other_connection, until
@@ -249,6 +251,29 @@ async def test_a_settlement_whose_hold_and_record_are_both_lost_is_booked_all_th
     await db(lambda: Hold.objects.all().delete())
     await desk.settle(mine, WHOLE)
     assert (await db(UsageRecord.objects.get)).charge == 450_000
+
+
+async def test_its_queue_is_seen_while_the_database_hangs(
+    desk: Desk, order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is when somebody looks at the graph."""
+    orders, call = await db(lambda: [order() for _ in range(4)]), desk.writer.link.call
+    hangs, go, seen = threading.Event(), threading.Event(), list[int]()
+
+    def hang(*args: Any, **how: Any) -> Any:
+        hangs.set()
+        assert go.wait(20)
+        return call(*args, **how)
+
+    monkeypatch.setattr(desk.writer.link, "call", hang)
+    monkeypatch.setattr(metrics, "desk_queue", seen.append)
+    admitted = [asyncio.create_task(desk.admit(orders[0]))]
+    await until(hangs.is_set)
+    admitted += [asyncio.create_task(desk.admit(one)) for one in orders[1:]]
+    await until(lambda: seen[-1] == 3)
+    go.set()
+    assert {verdict for verdict, _ in await asyncio.gather(*admitted)} == {"ok"}
+    await until(lambda: seen[-1] == 0)
 
 
 async def test_stop_writes_what_was_given(order: MakeOrder) -> None:

@@ -21,6 +21,7 @@ from tests.servers import RunningServer, running_server
 from tests.upstream import Served, Upstream
 from tests.upstream_scripts import Script
 
+PATIENCE_SECONDS = 30
 MAX_BYTES = 64 * 1024
 PROVIDER_KEY = "sk-of-the-provider"
 PRICE = '[{effective_from: 2026-01-01, currency: USD, input: "1", output: "2"}]'
@@ -81,6 +82,36 @@ class Shop:
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(ask, range(count)))
 
+    def ask_and_leave(
+        self, served: Callable[[], list[Served]], server: RunningServer | None = None, *, key: str = "", **body: Any
+    ) -> None:
+        """A client that hangs up while the provider is thinking; returns when the server has noticed."""
+        server, data = server or self.server, json.dumps(self.body(**body)).encode()
+        before = self._left(server)
+        with server.connect() as connection:
+            lines = [
+                "POST /v1/chat/completions HTTP/1.1",
+                "Host: localhost",
+                f"Authorization: Bearer {self.secret}",
+                "Content-Type: application/json",
+                f"Content-Length: {len(data)}",
+                *([] if key == "-" else [f"Idempotency-Key: {key or self.key}"]),
+            ]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+            self._until(lambda: bool(served()), "the provider was not asked")
+        self._until(lambda: self._left(server) > before, "nobody noticed that the client left")
+
+    @staticmethod
+    def _left(server: RunningServer) -> int:
+        return sum(line["status"] == 499 for line in server.request_lines())
+
+    @staticmethod
+    def _until(true: Callable[[], bool], otherwise: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not true():
+            assert time.monotonic() < deadline, otherwise
+            time.sleep(0.02)
+
     def serve(self, *scripts: Script) -> Callable[[], list[Served]]:
         """The provider will answer the next requests so; call what it returns for those that came since."""
         before = len(self.upstream.served)
@@ -89,12 +120,8 @@ class Shop:
 
     def records(self, count: int = 1) -> list[Row]:
         """This test's, oldest first, once there are so many. A client that left is booked a moment later."""
-        rows: list[Row] = []
-        for _ in range(500):
-            rows = self.records_so_far()
-            if len(rows) >= count:
-                break
-            time.sleep(0.02)
+        self._until(lambda: len(self.records_so_far()) >= count, f"fewer than {count} records")
+        rows = self.records_so_far()
         assert len(rows) == count
         return rows
 
@@ -105,29 +132,24 @@ class Shop:
     def kept(self, state: str = "kept") -> Row:
         """The row of this test's newest request, once it is in this state."""
         statement = "SELECT k.* FROM replies_keptreply k ORDER BY id DESC LIMIT 1"
-        for _ in range(500):
-            rows = self.house.query(statement)
-            if rows and rows[0]["state"] == state:
-                return rows[0]
-            time.sleep(0.02)
-        raise AssertionError(f"not {state}: {rows}")
+        found: list[Row] = []
+
+        def is_there() -> bool:
+            found[:] = self.house.query(statement)
+            return bool(found) and found[0]["state"] == state
+
+        self._until(is_there, f"not {state}")
+        return found[0]
 
     def under_way(self, served: Callable[[], list[Served]]) -> Row:
         """The row of the request that the provider is answering now."""
-        for _ in range(500):
-            if served():
-                return self.kept("running")
-            time.sleep(0.02)
-        raise AssertionError("the provider was not asked")
+        self._until(lambda: bool(served()), "the provider was not asked")
+        return self.kept("running")
 
     def until_gone(self) -> None:
         """The newest row is not of a request that runs."""
-        for _ in range(500):
-            rows = self.house.query("SELECT state FROM replies_keptreply ORDER BY id DESC LIMIT 1")
-            if not rows or rows[0]["state"] != "running":
-                return
-            time.sleep(0.02)
-        raise AssertionError("a request still runs")
+        newest = "SELECT state FROM replies_keptreply ORDER BY id DESC LIMIT 1"
+        self._until(lambda: [row["state"] for row in self.house.query(newest)] != ["running"], "a request still runs")
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import openai
 import pytest
-import requests
 
 from tests.replies.conftest import Shop
-from tests.upstream_scripts import Answer, Exchange, Stream, hang, words
+from tests.upstream_scripts import Answer, Exchange, Script, Stream, hang, words
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -26,21 +26,40 @@ def test_eight_at_once_in_two_processes_get_one_answer(shop: Shop, stream: bool)
     shop.records()
 
 
+class Patient:
+    """A provider that answers when it may."""
+
+    def __init__(self, answer: Script | None = None) -> None:
+        self.may = threading.Event()
+        self.answer = answer or Answer("A late fox.")
+
+    async def __call__(self, exchange: Exchange) -> None:
+        while not self.may.is_set():
+            await exchange.pause(0.02)
+        await self.answer(exchange)
+
+
 def test_who_waits_too_long_is_told_to_come_again(shop: Shop) -> None:
     """And the official client does: its second try finds the answer."""
-    served = shop.serve(Answer("A late fox.", delay=6.5))
-    first = threading.Thread(target=shop.ask)
-    first.start()
-    shop.kept("running")
-    again = shop.ask(server=shop.second)
-    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
-    assert again.headers["retry-after"] == "1"
-    with openai.OpenAI(base_url=f"{shop.second}/v1", api_key=shop.secret, max_retries=2, timeout=30) as client:
-        answer = client.chat.completions.create(**shop.body(), extra_headers={"Idempotency-Key": shop.key})
-    assert answer.choices[0].message.content == "A late fox."
-    first.join()
+    served = shop.serve(late := Patient())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shop.ask)
+        shop.kept("running")
+        official = pool.submit(_official_answer, shop)
+        again = shop.ask(server=shop.second)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+        assert again.headers["retry-after"] == "1"
+        late.may.set()
+        assert official.result() == "A late fox."
+        assert first.result().status_code == 200
     assert len(served()) == 1
     shop.records()
+
+
+def _official_answer(shop: Shop) -> str | None:
+    with openai.OpenAI(base_url=f"{shop.second}/v1", api_key=shop.secret, max_retries=2, timeout=30) as client:
+        answer = client.chat.completions.create(**shop.body(), extra_headers={"Idempotency-Key": shop.key})
+    return str(answer.choices[0].message.content)
 
 
 def test_the_other_body_is_refused_at_once_while_the_first_runs(shop: Shop) -> None:
@@ -53,18 +72,29 @@ def test_the_other_body_is_refused_at_once_while_the_first_runs(shop: Shop) -> N
     first.join()
 
 
-def test_a_crowd_that_waits_is_bounded(shop: Shop) -> None:
-    """Beyond 64 in a process who repeats is told at once, so that their looks do not keep others' reads waiting."""
-    served = shop.serve(Answer(delay=1.5))
-    first = threading.Thread(target=shop.ask)
-    first.start()
-    shop.kept("running")
-    answers = shop.at_once(80, lambda number: shop.ask(server=shop.second))
-    statuses = [answer.status_code for answer in answers]
+def test_a_tenants_crowd_that_waits_is_bounded_and_takes_no_place_of_others(shop: Shop) -> None:
+    """Beyond 64 of a tenant in a process who repeats is told at once."""
+    served = shop.serve(mine := Patient(), theirs := Patient())
+    with ThreadPoolExecutor(90) as pool:
+        first = pool.submit(shop.ask)
+        shop.under_way(served)
+        neighbours = pool.submit(shop.ask, secret=shop.neighbour)
+        while len(served()) < 2:
+            time.sleep(0.01)
+        crowd = [pool.submit(shop.ask, server=shop.second) for _ in range(80)]
+        told = next(as_completed(crowd)).result()  # there was no room for it
+        again = pool.submit(shop.ask, server=shop.second, secret=shop.neighbour)
+        assert told.status_code == 409
+        with pytest.raises(TimeoutError):
+            again.result(0.5)  # it waits
+        mine.may.set()
+        theirs.may.set()
+        statuses = [asked.result().status_code for asked in crowd]
+        assert (first.result().status_code, neighbours.result().status_code) == (200, 200)
+        assert again.result().headers["idempotent-replayed"] == "true"
     assert set(statuses) == {200, 409}
     assert statuses.count(200) >= 60
-    first.join()
-    assert len(served()) == 1
+    assert len(served()) == 2
 
 
 def test_many_keys_at_once_are_many_requests(shop: Shop) -> None:
@@ -82,7 +112,7 @@ def test_many_keys_at_once_are_many_requests(shop: Shop) -> None:
 
 @pytest.mark.parametrize("server", ["server", "second"])
 def test_a_client_that_left_finds_the_whole_answer(shop: Shop, server: str) -> None:
-    served = shop.serve(Stream(words(40), interval=0.02))
+    served = shop.serve(Stream(words(40), interval=0.05))
     with shop.ask(stream=True) as broken:
         for line in broken.iter_lines(chunk_size=1):
             if b'"w3 "' in line:
@@ -99,9 +129,9 @@ def test_a_client_that_left_finds_the_whole_answer(shop: Shop, server: str) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_left_before_the_first_byte_finds_it_too(shop: Shop, stream: bool) -> None:
-    served = shop.serve(Stream(interval=0.4) if stream else Answer("A patient fox.", delay=1))
-    with pytest.raises(requests.exceptions.RequestException):
-        _ = shop.ask(stream=stream, timeout=0.3).content
+    served = shop.serve(late := Patient(Stream() if stream else Answer("A patient fox.")))
+    shop.ask_and_leave(served, stream=stream)
+    late.may.set()
     again = shop.ask(stream=stream)
     assert (again.status_code, again.headers["idempotent-replayed"]) == (200, "true")
     assert len(served()) == 1
@@ -110,8 +140,7 @@ def test_a_client_that_left_before_the_first_byte_finds_it_too(shop: Shop, strea
 
 def test_without_the_header_a_client_that_leaves_stops_the_provider(shop: Shop) -> None:
     served = shop.serve(hang)
-    with pytest.raises(requests.exceptions.Timeout):
-        shop.ask(key="-", timeout=0.3)
+    shop.ask_and_leave(served, key="-")
     (request,) = served()
     assert request.ended.wait(20)
     assert request.outcome == "gone"
@@ -166,13 +195,9 @@ def test_so_does_who_left_before_it_was(shop: Shop) -> None:
 
 
 def test_so_does_who_left_before_its_first_byte(shop: Shop) -> None:
-    async def late(exchange: Exchange) -> None:
-        await exchange.pause(0.6)
-        await Stream(words(LARGE), interval=0.002)(exchange)
-
-    served = shop.serve(late)
-    with pytest.raises(requests.exceptions.RequestException):
-        shop.ask(stream=True, timeout=0.3)
+    served = shop.serve(late := Patient(Stream(words(LARGE), interval=0.002)))
+    shop.ask_and_leave(served, stream=True)
+    late.may.set()
     (request,) = served()
     assert request.ended.wait(30)
     assert request.outcome == "gone"

@@ -15,7 +15,7 @@ from django.test import AsyncClient
 from apiv1 import chat
 from gateway import pipeline
 from gateway.catalogue.models import Model
-from gateway.errors import GatewayError
+from gateway.errors import STOPPED, GatewayError
 from gateway.ledger.models import UsageRecord
 from gateway.replies import claim, claims, once, production, running, thread
 from gateway.replies.models import KeptReply
@@ -67,11 +67,11 @@ def failing(times: int, error: Exception) -> Callable[..., Any]:
 
 
 async def records() -> int:
-    return await thread.run(UsageRecord.objects.count)
+    return await thread.run(0, UsageRecord.objects.count)
 
 
 async def states() -> list[str]:
-    return await thread.run(lambda: list(KeptReply.objects.values_list("state", flat=True)))
+    return await thread.run(0, lambda: list(KeptReply.objects.values_list("state", flat=True)))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -94,8 +94,37 @@ async def test_an_answer_that_the_database_refuses_is_not_kept(
 ) -> None:
     monkeypatch.setattr(claims, "keep", failing(1, DataError("it does not like it")))
     assert b"Hello" in await said(await post(stream=stream))
-    assert await states() == []
     assert "cannot be kept" in caplog.text
+    again = await post(stream=stream)  # it was charged: not once more under this key
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_answer_lost")
+    assert again["x-should-retry"] == "false"
+    assert await records() == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_stops_before_it_has_kept_an_answer_frees_no_key(
+    post: Post, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """The request is in the books: who repeats it is told that the answer is lost, once this process has ended."""
+    keeping = asyncio.Event()
+
+    async def keep(*args: Any) -> None:
+        keeping.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(claim.Claim, "keep", keep)
+    asking = asyncio.create_task(read_whole(post, stream))
+    await keeping.wait()
+    for task in running.tasks:
+        task.cancel(STOPPED)
+    await asyncio.gather(asking, return_exceptions=True)
+    await asyncio.gather(*running.tasks, return_exceptions=True)
+    assert await states() == ["running"]
+    assert await records() == 1
+
+
+async def read_whole(post: Post, stream: bool) -> bytes:
+    return await said(await post(stream=stream))
 
 
 async def test_a_claim_is_given_up_when_the_database_is_back(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +161,8 @@ async def test_the_database_is_away_when_the_key_is_looked_up(post: Post, monkey
     assert await records() == 0
 
 
-async def test_a_client_that_leaves_while_the_key_is_looked_up_leaves_no_claim(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """claims.take, which has its claim, sets the first event, and returns when the second is set."""
     begun, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     real = claims.take
@@ -146,6 +174,28 @@ async def test_a_client_that_leaves_while_the_key_is_looked_up_leaves_no_claim(
         return found
 
     monkeypatch.setattr(claims, "take", take)
+    return begun, go
+
+
+async def test_a_database_that_hangs_is_a_503_and_leaves_no_claim(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once, "LOOK_UP_SECONDS", 0.1)
+    with monkeypatch.context() as patch:
+        _, go = hanging(patch)
+        refused = await post()
+        assert (refused.status_code, refused["retry-after"]) == (503, "2")
+        go.set()
+        await running.finished()
+    assert await states() == []
+    monkeypatch.undo()
+    assert (await post()).status_code == 200
+
+
+async def test_a_client_that_leaves_while_the_key_is_looked_up_leaves_no_claim(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = hanging(monkeypatch)
     asking = asyncio.create_task(post())
     await begun.wait()
     asking.cancel()
@@ -178,6 +228,16 @@ async def test_a_large_one_that_nobody_ever_read_does_not_wait_for_ever(
         assert (await post(stream=True)).status_code == 204
     await asyncio.wait_for(running.finished(), 20)
     assert await states() == ["too_large"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "sse", "whole", "patience"), [(True, 10, 45, 5), (True, 4, 45, 2), (False, 4, 3, 1.5), (True, 0, 9, 5)]
+)
+def test_who_waits_for_an_answer_is_told_before_a_keep_alive_says_200(
+    stream: bool, sse: int, whole: int, patience: float, settings: Any
+) -> None:
+    settings.SSE_KEEP_ALIVE_SECONDS, settings.WHOLE_KEEP_ALIVE_SECONDS = sse, whole
+    assert once._patience_s(stream) == patience
 
 
 async def test_switched_off_the_header_is_ignored(post: Post, settings: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from http.client import HTTPConnection
 from typing import Any
 
 import openai
@@ -101,6 +102,24 @@ def test_a_malformed_key_is_refused(shop: Shop, key: str) -> None:
     response = shop.ask(key="", headers={"Idempotency-Key": key.encode()})  # type: ignore[dict-item]
     assert code(response) == (400, "invalid_idempotency_key")
     assert response.json()["error"]["param"] == "Idempotency-Key"
+    assert served() == []
+
+
+@pytest.mark.parametrize("keys", [("one", "two"), ("same", "same")])
+def test_two_headers_are_refused(shop: Shop, keys: tuple[str, str]) -> None:
+    """Joined by a comma, as a proxy or Django does it, they would be a third key."""
+    served = shop.serve()
+    connection = HTTPConnection("127.0.0.1", shop.server.port, timeout=20)
+    connection.putrequest("POST", "/v1/chat/completions")
+    body = json.dumps(shop.body()).encode()
+    fields = [("Authorization", f"Bearer {shop.secret}"), ("Content-Type", "application/json")]
+    for name, value in (*fields, ("Content-Length", str(len(body))), *(("Idempotency-Key", key) for key in keys)):
+        connection.putheader(name, value)
+    connection.endheaders(body)
+    response = connection.getresponse()
+    said = json.loads(response.read())["error"]
+    connection.close()
+    assert (response.status, said["code"], said["param"]) == (400, "invalid_idempotency_key", "Idempotency-Key")
     assert served() == []
 
 

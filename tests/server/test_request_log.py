@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from uuid import UUID
 
@@ -65,6 +67,14 @@ def test_it_survives_what_clients_send(lines: list[dict[str, object]]) -> None:
 def test_it_survives_a_log_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "STDERR", -1)
     RequestLog("GET", "/").write(200)
+
+
+def test_its_time_is_that_of_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    noon = datetime(2026, 11, 23, 11, 59, 59, tzinfo=UTC)
+    for milliseconds in (0, 7, 999, 1_000, 1_007, 61_000, 1_006):
+        at = noon + timedelta(milliseconds=milliseconds)
+        monkeypatch.setattr(time, "time_ns", lambda at=at: round(at.timestamp() * 1000) * 1_000_000)
+        assert logs.now() == at.isoformat(timespec="milliseconds")
 
 
 def test_other_records_are_json_too() -> None:

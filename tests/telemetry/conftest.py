@@ -10,10 +10,10 @@ from django.conf import settings
 from gateway.embedded import engines, layout
 from gateway.telemetry import exposition, gathering, labels, metrics, slots
 from tests.house import House
-from tests.servers import running_server
+from tests.servers import free_port, running_server
 from tests.telemetry.collector import Collector
 from tests.telemetry.samples import value
-from tests.telemetry.watched import CATALOGUE, TOKEN, Watched, free_port
+from tests.telemetry.watched import CATALOGUE, TOKEN, Watched
 from tests.upstream import Upstream
 
 Read = Callable[..., float | None]
@@ -25,8 +25,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[slots.Slots]:
     mine = slots.Slots()
     for module in (slots, metrics, gathering):
         monkeypatch.setattr(module, "slots", mine)
-    monkeypatch.setattr(metrics, "_models", {})
-    monkeypatch.setattr(metrics, "_single", {})
+    for places in ("_models", "_single", "_attempts"):
+        monkeypatch.setattr(metrics, places, {})
     for name in ("models", "deployments", "providers", "outcomes", "codes", "currencies", "endpoints"):
         monkeypatch.setattr(getattr(labels, name), "_known", set())
     yield mine

@@ -12,6 +12,7 @@ import yaml
 from django.conf import settings as project
 from pytest_django.fixtures import Settings
 
+from gateway.failover.retries import CLIENTS
 from gateway.telemetry import traces
 from gateway.telemetry.families import FAMILIES
 from tests.test_checks import found
@@ -66,6 +67,20 @@ def test_the_documentation_lists_every_metric() -> None:
         family.name + ("_total" if family.kind == "counter" else ""): (family.kind, family.labels, family.help)
         for family in FAMILIES.values()
     }
+
+
+def test_what_is_a_clients_own_fault_wakes_nobody() -> None:
+    """A tenant that sends nonsense gets the provider's 400, which is no failure of the service."""
+    rules = yaml.safe_load((project.BASE_DIR / "docs" / "alerts.yml").read_text())["groups"][0]["rules"]
+    asked = {rule["alert"]: rule["expr"] for rule in rules}
+    (codes,) = re.findall('code=~"(.*?)"', asked["CounterfoilRequestsFail"])
+    (outcomes,) = re.findall('outcome!~"(.*?)"', asked["CounterfoilUpstreamErrors"])
+    for status in CLIENTS:
+        assert not re.fullmatch(codes, str(status))
+        assert re.fullmatch(outcomes, f"status_{status}")
+    assert all(re.fullmatch(codes, status) for status in ("429", "502", "503", "504"))
+    assert all(re.fullmatch(outcomes, end) for end in ("ok", "client_left", "server_stopped", "unsupported"))
+    assert not any(re.fullmatch(outcomes, end) for end in ("status_503", "status_429", "connect", "timeout", "cut"))
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:

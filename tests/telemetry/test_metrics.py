@@ -58,6 +58,13 @@ def test_time_between_tokens_needs_a_stream_with_two(read: Read, facts: dict[str
     assert read("counterfoil_token_seconds_count", **CHAT) == 0
 
 
+def test_a_whole_answer_has_no_first_token(read: Read) -> None:
+    """It came all at once: the time of all of it would make the model look slow to begin."""
+    end(stream=False, first_byte_s=30.0, output_s=0.0, usage=Usage(output_tokens=9))
+    assert read("counterfoil_first_token_seconds_count", **CHAT) == 0
+    assert read("counterfoil_request_seconds_count", **CHAT) == 1
+
+
 def test_a_value_beyond_every_bound_is_in_the_last_bucket_alone(read: Read) -> None:
     end(seconds=1e6)
     assert read("counterfoil_request_seconds_bucket", **CHAT, le="1800.0") == 0
@@ -78,6 +85,14 @@ def test_attempts_are_counted_by_deployment(read: Read) -> None:
     assert read("counterfoil_attempts_total", deployment="9", provider="4", outcome="status_503") == 1
     assert read("counterfoil_attempt_seconds_sum", deployment="9") == 0.5
     assert read("counterfoil_breaker_state", deployment="9") == 0  # nobody has opened it
+
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_a_process_that_has_just_started_knows_no_places_of_another(read: Read, run: int) -> None:
+    metrics.attempt_ended(provider=4, deployment_id=9, outcome="ok", seconds=0.3)
+    metrics.stream_broken()
+    assert read("counterfoil_attempts_total", deployment="9", provider="4", outcome="ok") == 1
+    assert read("counterfoil_streams_broken_total") == 1
 
 
 class State(Enum):
@@ -115,6 +130,12 @@ def test_the_desk_and_the_server_are_seen(read: Read) -> None:
     assert {name: read(name) for name in said} == said
     assert read("counterfoil_charge_total", currency="EUR") == 1.5
     assert read("counterfoil_http_responses_total", route="models", code="200") == 1
+
+
+def test_charges_add_up_exactly(read: Read) -> None:
+    for _ in range(10):
+        metrics.charged(100_000_000, "EUR")  # a tenth: as floats, ten of them are 0.9999999999999999
+    assert read("counterfoil_charge_total", currency="EUR") == 1
 
 
 def test_what_never_happened_is_zero_and_not_absent(read: Read) -> None:

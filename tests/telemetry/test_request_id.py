@@ -17,7 +17,8 @@ def test_the_request_id_is_everywhere(watched: Watched) -> None:
     (served, *_) = watched.upstream.served
     assert served.headers["x-client-request-id"] == request_id
     until(lambda: recorded(watched, request_id) == ["failed"])
-    assert watched.collector.of(request_id)
+    spans = watched.collector.of(request_id, 2)  # of a provider's call, too
+    assert {span.attributes["counterfoil.request_id"] for span in spans} == {request_id}
 
 
 def recorded(watched: Watched, request_id: str) -> list[str]:

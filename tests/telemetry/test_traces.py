@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+from urllib.parse import urlsplit
 
-from tests.servers import running_server
-from tests.telemetry.collector import Collector
-from tests.telemetry.watched import SECRET_WORDS, Watched, free_port
+import pytest
+import requests
+
+from tests.faults.wrongs import Wrong
+from tests.servers import free_port, running_server
+from tests.telemetry.collector import Collector, Span
+from tests.telemetry.watched import SECRET_WORDS, Watched, until
 from tests.upstream_scripts import Answer, Stream, error
+
+CACHED = {
+    "prompt_tokens": 30,
+    "completion_tokens": 3,
+    "total_tokens": 33,
+    "prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 6},
+}
 
 
 def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -> None:
@@ -25,7 +36,6 @@ def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -
         "gen_ai.request.max_tokens": 50,
         "gen_ai.request.temperature": 0.5,
         "gen_ai.request.seed": 7,
-        "gen_ai.request.stream": False,
         "gen_ai.usage.input_tokens": said["usage"]["prompt_tokens"],
         "gen_ai.usage.output_tokens": said["usage"]["completion_tokens"],
         "http.request.method": "POST",
@@ -35,21 +45,35 @@ def test_a_request_is_a_span_with_the_conventions_attributes(watched: Watched) -
         "counterfoil.outcome": "completed",
     }
     assert span.attributes | expected == span.attributes
+    assert not {"gen_ai.request.stream", "gen_ai.response.time_to_first_chunk"} & set(span.attributes)  # no stream
     assert span.resource["service.name"] == "counterfoil"
 
 
 def test_the_call_of_the_provider_is_a_span_under_it_which_the_provider_is_told(watched: Watched) -> None:
-    response = watched.ask(stream=True)
+    watched.upstream.queue(Wrong(3, usage=CACHED))
+    response = watched.ask(stream=True, temperature=0.5)
     server, client = watched.collector.of(response.headers["x-request-id"], 2)
     assert (client.name, client.kind, client.parent_id) == ("chat acme-chat-v1", "client", server.span_id)
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "acme-chat-v1",
+        "gen_ai.request.stream": True,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.usage.input_tokens": 30,
+        "gen_ai.usage.output_tokens": 3,
+        "gen_ai.usage.cache_read.input_tokens": 20,
+        "gen_ai.usage.cache_write.input_tokens": 6,
+        "server.address": "127.0.0.1",
+        "server.port": urlsplit(watched.upstream.url).port,
         "counterfoil.provider": "scripted",
+        "counterfoil.request_id": response.headers["x-request-id"],
         "http.response.status_code": 200,
     }
     assert client.attributes | expected == client.attributes
+    for span in (server, client):
+        assert span.attributes["gen_ai.response.time_to_first_chunk"] > 0
+        assert span.attributes["gen_ai.usage.cache_write.input_tokens"] == 6
     assert server.attributes["gen_ai.provider.name"] == "openai"
     (served,) = watched.upstream.served
     version, *ids, flags = served.headers["traceparent"].split("-")
@@ -69,6 +93,23 @@ def test_a_traceparent_that_is_none_begins_a_trace(watched: Watched, traceparent
     response = watched.ask("acme-echo", headers={"traceparent": traceparent.encode()})
     assert response.status_code == 200
     assert watched.collector.of(response.headers["x-request-id"])[0].parent_id == ""
+
+
+def test_a_stream_that_breaks_off_says_what_was_delivered(watched: Watched) -> None:
+    trace_id, found = "1af7651916cd43dd8448eb211c80319c", list[Span]()
+    watched.upstream.script("acme-cut-v1", Stream(("one ", "two ", "three"), cut_after=2))
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        watched.ask("acme-cut", stream=True, headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+
+    def both() -> bool:
+        found[:] = [span for span in watched.collector.spans if span.trace_id == trace_id]
+        return len(found) == 2
+
+    until(both)
+    for span in found:
+        assert span.failed
+        assert span.attributes["gen_ai.usage.output_tokens"] > 0
+    assert {span.attributes["error.type"] for span in found if span.kind == "client"} == {"cut"}
 
 
 def test_errors_have_their_type(watched: Watched) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,15 +71,9 @@ class Watched:
         return [line for line in self.server.lines() if line.get("request_id") == request_id]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what happens in another process; fails after 20 s."""
-    deadline = time.monotonic() + 20
+    """Wait for what happens in another process; fails after a minute: two workers may have to start."""
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)

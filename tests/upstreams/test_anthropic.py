@@ -135,13 +135,19 @@ async def test_pictures_and_documents(spoken: Spoken) -> None:
         {"type": "image_url", "image_url": {"url": f"data:image/jpg;base64,{PIXEL}%3D \n", "detail": "low"}},
         {"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}},
         pdf,
+        {"type": "file", "file": {"file_data": "data:text/csv;charset=utf-8;base64,YSxi"}},
         {"type": "text", "text": "What is this?"},
     ]
     sent = await spoken.sends({"role": "user", "content": parts})
     assert sent["messages"][0]["content"] == [
         {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": PIXEL + "="}},
         {"type": "image", "source": {"type": "url", "url": "https://example.com/cat.jpg"}},
-        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}},
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+            "title": "a.pdf",
+        },
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a,b"}},
         {"type": "text", "text": "What is this?"},
     ]
 
@@ -149,7 +155,8 @@ async def test_pictures_and_documents(spoken: Spoken) -> None:
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ({"temperature": 0.3, "top_p": 0.9}, {"temperature": 0.3, "top_p": 0.9}),
+        ({"temperature": 0.3}, {"temperature": 0.3}),
+        ({"temperature": 1, "top_p": 0.9}, {"top_p": 0.9}),
         ({"temperature": 1, "top_p": 1}, {}),
         ({"temperature": 1.7}, {}),
         ({"stop": "END"}, {"stop_sequences": ["END"]}),
@@ -171,8 +178,38 @@ async def test_parameters(spoken: Spoken, asked: Json, expected: Json) -> None:
     assert {name: sent[name] for name in sent if name not in ("model", "messages")} == {"max_tokens": 4096} | expected
 
 
+async def test_older_models_take_temperature_and_top_p_newer_ones_say_what_is_wrong(spoken: Spoken) -> None:
+    both = {"temperature": 0.3, "top_p": 0.9}
+    with pytest.raises(InvalidRequest, match="`temperature` and `top_p` cannot both"):
+        await spoken.complete(**both)
+    sent = await spoken.at(upstream_model="claude-sonnet-4-20250514").sends(**both)
+    assert (sent["temperature"], sent["top_p"]) == (0.3, 0.9)
+
+
+async def test_calls_of_before_need_their_tools_which_openais_clients_leave_out(spoken: Spoken) -> None:
+    """OpenAI's own example of function calling answers with the results only."""
+    again = {**ASKED["tool_calls"][0], "id": "call_2"}
+    answers = [ANSWERED, {**ANSWERED, "tool_call_id": "call_2"}]
+    for tools in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        asked = {**ASKED, "tool_calls": [ASKED["tool_calls"][0], again]}
+        said, _ = await spoken.complete(GREETING, asked, *answers, **tools)
+        assert said["choices"][0]["message"]["content"] == "Hello there."
+        sent = spoken.fake.served[-1].body
+        assert [tool["name"] for tool in sent["tools"]] == ["get_weather"]
+        assert sent["tool_choice"] == {"type": "none"}
+
+
+async def test_blank_texts_say_nothing(spoken: Spoken) -> None:
+    parts = [{"type": "text", "text": " \n"}, {"type": "text", "text": "Say hello."}]
+    sent = await spoken.sends({"role": "system", "content": "\n "}, {"role": "user", "content": parts})
+    assert "system" not in sent and sent["messages"] == [{"role": "user", "content": HELLO}]
+    sent = await spoken.sends(GREETING, ASKED, {**ANSWERED, "content": "\n"}, tools=[WEATHER])
+    assert sent["messages"][2]["content"] == [{"type": "tool_result", "tool_use_id": "call_1"}]
+
+
 OLD, NEW = "claude-sonnet-4-5-20250929", "claude-opus-4-6"
 ADAPTIVE = {"type": "adaptive", "display": "summarized"}
+FORCED: Json = {"tools": [WEATHER], "tool_choice": "required"}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +220,7 @@ ADAPTIVE = {"type": "adaptive", "display": "summarized"}
         (OLD, {"reasoning_effort": "medium", "max_tokens": 1500}, {"type": "enabled", "budget_tokens": 1024}, 1500),
         (OLD, {"reasoning_effort": "medium", "max_tokens": 1024}, None, 1024),
         (OLD, {"reasoning_effort": "none"}, None, 4096),
-        (OLD, {"reasoning_effort": "low", "tools": [WEATHER], "tool_choice": "required"}, None, 4096),
+        (OLD, {"reasoning_effort": "low", **FORCED}, None, 4096),
         (
             "claude-3-7-sonnet-20250219",
             {"reasoning_effort": "minimal"},
@@ -193,7 +230,9 @@ ADAPTIVE = {"type": "adaptive", "display": "summarized"}
         ("claude-sonnet-4-20250514", {"reasoning_effort": "max"}, {"type": "enabled", "budget_tokens": 24576}, 28672),
         ("my-deployment", {"reasoning_effort": "low"}, {"type": "enabled", "budget_tokens": 2048}, 6144),
         (NEW, {"reasoning_effort": "low"}, ADAPTIVE, 6144),
-        (NEW, {"reasoning_effort": "low", "tools": [WEATHER], "tool_choice": "required"}, ADAPTIVE, 6144),
+        (NEW, {"reasoning_effort": "low", "tools": [WEATHER]}, ADAPTIVE, 6144),
+        (NEW, {"reasoning_effort": "low", **FORCED}, None, 6144),
+        ("claude-opus-4-8", {"reasoning_effort": "low", **FORCED}, ADAPTIVE, 6144),
         (NEW, {"reasoning_effort": "none"}, {"type": "disabled"}, 4096),
         ("claude-haiku-5-5", {"reasoning_effort": "max", "max_tokens": 50}, ADAPTIVE, 50),
     ],
@@ -202,11 +241,24 @@ async def test_reasoning_effort(spoken: Spoken, model: str, asked: Json, thinkin
     sent = await spoken.at(upstream_model=model).sends(temperature=0.5, **asked)
     assert (sent.get("thinking"), sent["max_tokens"]) == (thinking, cap)
     assert ("temperature" in sent) == (thinking is None or thinking["type"] == "disabled")
-    if thinking == ADAPTIVE:
-        assert sent["output_config"] == {"effort": asked["reasoning_effort"]}
+    adapts = model not in (OLD, "my-deployment") and asked["reasoning_effort"] != "none" and cap in (50, 6144)
+    assert sent.get("output_config") == ({"effort": asked["reasoning_effort"]} if adapts else None)
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "word"),
+    [(NEW, "minimal", "low"), (NEW, "xhigh", "high"), (NEW, "max", "max"), ("claude-opus-4-7", "xhigh", "xhigh")],
+)
+async def test_the_word_for_an_effort(spoken: Spoken, model: str, effort: str, word: str) -> None:
+    sent = await spoken.at(upstream_model=model).sends(reasoning_effort=effort)
+    assert sent["output_config"] == {"effort": word}
 
 
 async def test_thinking_pauses_while_calls_are_answered(spoken: Spoken) -> None:
     """The signatures of the thoughts before the calls are lost on the way through OpenAI's format."""
-    sent = await spoken.sends(GREETING, ASKED, ANSWERED, tools=[WEATHER], reasoning_effort="low")
-    assert "thinking" not in sent
+    for after in ([], [GREETING], [{"role": "assistant", "content": ""}, GREETING]):
+        sent = await spoken.sends(GREETING, ASKED, ANSWERED, *after, tools=[WEATHER], reasoning_effort="low")
+        assert "thinking" not in sent
+    done = {"role": "assistant", "content": "It is warm."}
+    sent = await spoken.sends(GREETING, ASKED, ANSWERED, done, GREETING, tools=[WEATHER], reasoning_effort="low")
+    assert sent["thinking"]["type"] == "enabled"

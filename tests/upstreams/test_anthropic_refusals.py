@@ -71,6 +71,16 @@ IMAGE = "messages[0].content[0].image_url.url"
             "messages[0].content[0].file.file_id",
             "unsupported_parameter",
         ),
+        (
+            {"role": "user", "content": [{"type": "file", "file": {"file_data": "data:audio/wav;base64,UEs="}}]},
+            "messages[0].content[0].file.file_data",
+            "unsupported_value",
+        ),
+        (
+            {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]},
+            "messages[0].content[0].type",
+            "unsupported_value",
+        ),
         *(
             ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}, IMAGE, "invalid_value")
             for url in ("data:image/png,plain", "data:image/png;base64,!", "data:;base64,", "data:x")

@@ -56,6 +56,28 @@ async def test_a_deployment_that_is_not_there_is_our_fault(spoken: Spoken) -> No
     assert spoken.fake.served[-1].target.startswith("POST /openai/deployments/a%20b%2Fc%3Fd/chat/completions?")
 
 
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_cap_gets_the_name_that_the_model_knows(spoken: Spoken, streams: bool) -> None:
+    """Reasoning models refuse `max_tokens`, which the catalogue sets where the client sets no cap."""
+    spoken.at(upstream_model="gpt-5", deployment_id=7 + streams)
+    for calls in (2, 3):  # asked again once, and right from then on
+        await (spoken.stream(max_tokens=9) if streams else spoken.complete(max_tokens=9))
+        assert len(spoken.fake.served) == calls
+        sent = spoken.fake.served[-1].body
+        assert sent["max_completion_tokens"] == 9 and "max_tokens" not in sent
+    sent = await spoken.at(upstream_model="chat-prod").sends(max_tokens=9)
+    assert sent["max_tokens"] == 9 and "max_completion_tokens" not in sent
+
+
+async def test_no_client_can_write_that_name_into_a_refusal(spoken: Spoken) -> None:
+    text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+    spoken.fake.queue(body(azure.error("invalid_value", f"Invalid value: {text}", param="messages"), 400))
+    with pytest.raises(InvalidRequest):
+        await spoken.complete(max_tokens=9)
+    assert (await spoken.sends(max_tokens=9))["max_tokens"] == 9
+    assert len(spoken.fake.served) == 2
+
+
 async def test_what_the_filter_writes_beside_reaches_nobody(spoken: Spoken) -> None:
     chunks, _ = await spoken.stream()
     said, _ = await spoken.complete()

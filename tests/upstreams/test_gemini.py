@@ -48,7 +48,7 @@ async def test_conversations(spoken: Spoken) -> None:
     ]
 
 
-@pytest.mark.parametrize("model", ["gemini-2.5-flash", "gemini-3-pro-preview"])
+@pytest.mark.parametrize("model", ["gemini-2.5-flash", "gemini-3-pro-preview", "gemini-flash-latest"])
 async def test_calls_and_their_answers(spoken: Spoken, model: str) -> None:
     calls = [ASKED["tool_calls"][0], {"id": "call_2", "function": {"name": "now", "arguments": ""}}]
     sent = await spoken.at(upstream_model=model).sends(
@@ -59,7 +59,7 @@ async def test_calls_and_their_answers(spoken: Spoken, model: str) -> None:
         GREETING,
         tools=[WEATHER, {"type": "function", "function": {"name": "now"}}],
     )
-    signed = {"thoughtSignature": SKIP} if "3-pro" in model else {}
+    signed = {"thoughtSignature": SKIP} if model != "gemini-2.5-flash" else {}
     assert sent["contents"][1:] == [
         {
             "role": "model",
@@ -80,6 +80,25 @@ async def test_calls_and_their_answers(spoken: Spoken, model: str) -> None:
     declared = {"name": "get_weather", "description": "Get the weather."}
     declared["parametersJsonSchema"] = WEATHER["function"]["parameters"]
     assert sent["tools"] == [{"functionDeclarations": [declared, {"name": "now"}]}]
+
+
+async def test_answers_stand_in_the_order_of_their_calls(spoken: Spoken) -> None:
+    """Gemini tells two calls of one function apart by nothing else, and clients send what is done first."""
+    cities = ("Rome", "Oslo", "Bern")
+    call = ASKED["tool_calls"][0]
+    calls = [call | {"id": city} for city in cities]
+    done = [{"role": "tool", "tool_call_id": city, "content": f"{city}: fine"} for city in ("Bern", "Rome", "Oslo")]
+    turn = [GREETING, {**ASKED, "tool_calls": calls}, *done]
+    sent = await spoken.sends(*turn, {"role": "assistant", "content": "Fine."}, *turn, tools=[WEATHER])
+    for content in (sent["contents"][2], sent["contents"][6]):
+        answers = [part["functionResponse"]["response"]["output"] for part in content["parts"]]
+        assert answers == [f"{city}: fine" for city in cities]
+
+
+async def test_a_tool_may_answer_with_a_schema(spoken: Spoken) -> None:
+    schema = '{"properties": {"a": {"$ref": "#/$defs/A"}}}'
+    sent = await spoken.sends(GREETING, ASKED, {**ANSWERED, "content": schema}, tools=[WEATHER])
+    assert sent["contents"][2]["parts"][0]["functionResponse"]["response"] == {"output": schema}
 
 
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
@@ -154,12 +173,27 @@ async def test_parameters(spoken: Spoken, asked: Json, config: Json | None) -> N
         ("gemini-2.5-pro", "max", {"thinkingBudget": 24576, "includeThoughts": True}),
         ("gemini-3-pro-preview", "low", {"thinkingLevel": "low", "includeThoughts": True}),
         ("gemini-3.5-flash", "none", {"thinkingLevel": "minimal", "includeThoughts": False}),
+        ("gemini-3.1-flash-lite", "minimal", {"thinkingLevel": "minimal", "includeThoughts": True}),
+        ("gemini-3.1-pro-preview", "minimal", {"thinkingLevel": "low", "includeThoughts": True}),
+        ("gemini-3.8-flash", "none", {"thinkingLevel": "low", "includeThoughts": False}),
+        ("gemini-flash-latest", "minimal", {"thinkingLevel": "low", "includeThoughts": True}),
+        ("gemini-flash-latest", "medium", {"thinkingLevel": "medium", "includeThoughts": True}),
         ("gemini-3.5-flash", "xhigh", {"thinkingLevel": "high", "includeThoughts": True}),
     ],
 )
 async def test_reasoning_effort(spoken: Spoken, model: str, effort: str, expected: Json) -> None:
     sent = await spoken.at(upstream_model=model).sends(reasoning_effort=effort)
     assert sent["generationConfig"] == {"thinkingConfig": expected}
+
+
+@pytest.mark.parametrize(
+    ("effort", "cap", "budget"),
+    [("high", 3000, 1500), ("low", 4096, 1024), ("medium", 100, 512), ("none", 3000, 0), ("high", 60000, 24576)],
+)
+async def test_thoughts_leave_room_for_the_answer(spoken: Spoken, effort: str, cap: int, budget: int) -> None:
+    """A cap of ours where the client sets none would else be spent on thoughts alone."""
+    sent = await spoken.sends(reasoning_effort=effort, max_tokens=cap)
+    assert sent["generationConfig"]["thinkingConfig"]["thinkingBudget"] == budget
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ async def test_a_silent_provider_is_a_timeout(adapter: OpenAIAdapter, upstream: 
     upstream.queue(scripts.hang)
     with pytest.raises(UpstreamTimeout) as caught:
         await adapter.complete(target(read_timeout_s=0.2), REQUEST, FACE)
-    assert caught.value.reached
+    assert caught.value.phase == "sent"
     assert await asyncio.to_thread(upstream.served[0].ended.wait, 5)
 
 
@@ -50,7 +50,7 @@ async def test_what_cannot_be_reached_says_so(
 ) -> None:
     with pytest.raises(UpstreamError) as caught:
         await adapter.complete(target(**changes), REQUEST, FACE)
-    assert not caught.value.reached
+    assert caught.value.phase == "connect"
     assert "127.0.0.1" not in caught.value.message and "localhost" not in caught.value.message
 
 
@@ -63,7 +63,7 @@ async def test_a_name_that_does_not_resolve_says_so(
     monkeypatch.setattr("aiohttp.ThreadedResolver.resolve", resolve)
     with pytest.raises(UpstreamError) as caught:
         await adapter.complete(target(base_url="http://api.example.com/v1"), REQUEST, FACE)
-    assert not caught.value.reached and "example" not in caught.value.message
+    assert caught.value.phase == "connect" and "example" not in caught.value.message
 
 
 async def test_tls_that_fails_says_so(adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget) -> None:
@@ -71,7 +71,7 @@ async def test_tls_that_fails_says_so(adapter: OpenAIAdapter, upstream: Upstream
         await adapter.complete(
             target(base_url=upstream.url.replace("http:", "https:"), connect_timeout_s=0.3), REQUEST, FACE
         )
-    assert not caught.value.reached
+    assert caught.value.phase == "connect"
 
 
 async def test_a_name_that_resolves_to_a_refused_address_is_not_called(
@@ -93,7 +93,7 @@ async def test_a_name_that_resolves_to_a_refused_address_is_not_called(
     monkeypatch.setattr("aiohttp.ThreadedResolver.resolve", resolve)
     with pytest.raises(UpstreamError) as caught:
         await adapter.complete(target(base_url=f"http://api.example.com:{upstream.port}/v1"), REQUEST, FACE)
-    assert not caught.value.reached
+    assert caught.value.phase == "connect"
     assert upstream.served == []
 
 

@@ -146,7 +146,7 @@ async def test_a_fault_midway_comes_after_what_was_delivered(
     with pytest.raises(UpstreamError) as caught:
         async for piece in stream:
             sent.append(piece)
-    assert caught.value.reached and "acme" not in caught.value.message
+    assert "acme" not in caught.value.message
     chunks = parse(b"".join(sent))
     assert text_in(chunks) == "".join(["one", " two", " three", " four"][: after - 1])
     assert all(choice["finish_reason"] is None for chunk in chunks for choice in chunk["choices"])

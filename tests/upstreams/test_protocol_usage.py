@@ -91,6 +91,24 @@ def test_gemini_counts_thoughts_beside(prompt: int, cached: int, output: int, th
     assert usage.total == raw["totalTokenCount"]
 
 
+@unhurried
+@given(prompt=counts, output=counts, thoughts=counts, tools=counts)
+def test_thoughts_that_gemini_counts_inside_are_not_counted_twice(
+    prompt: int, output: int, thoughts: int, tools: int
+) -> None:
+    """Seen of some models and servers: the total says that candidatesTokenCount has the thoughts in it."""
+    raw = {
+        "promptTokenCount": prompt,
+        "candidatesTokenCount": output,
+        "thoughtsTokenCount": thoughts,
+        "toolUsePromptTokenCount": tools,
+        "totalTokenCount": prompt + tools + output,
+    }
+    usage = parse_usage(gemini.usage_of(raw))
+    assert usage is not None and min(classes(usage)) >= 0
+    assert usage.total == raw["totalTokenCount"] and usage.reasoning_tokens == min(thoughts, output)
+
+
 @pytest.mark.parametrize("protocol", FIELDS)
 @unhurried
 @given(data=st.data())
@@ -137,6 +155,22 @@ def test_running_totals_never_take_back_what_was_delivered(said: list[Any]) -> N
         assert min(classes(translator.usage)) >= 0
     if not any(isinstance(usage, dict) and set(usage) & set(FIELDS["gemini"][1:]) for usage in said):
         assert translator.usage.output_tokens >= 3 * len(said)
+
+
+@pytest.mark.parametrize(
+    ("ended", "booked"),
+    [
+        ({"output_tokens": 15}, Usage(25, 300, 100, 15)),
+        ({"input_tokens": 0, "cache_read_input_tokens": None, "output_tokens": 15}, Usage(25, 300, 100, 15)),
+        ({"input_tokens": 40, "cache_read_input_tokens": 310, "output_tokens": 15}, Usage(40, 310, 100, 15)),
+        ({"output_tokens": 0}, Usage(25, 300, 100)),
+    ],
+)
+def test_the_end_of_a_stream_takes_back_no_input(ended: Json, booked: Usage) -> None:
+    interpreter = anthropic._Events()
+    interpreter.chunks({"type": "message_start", "message": {"usage": anthropic_fake.USAGE}})
+    chunks = interpreter.chunks({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": ended})
+    assert parse_usage(chunks[-1]["usage"]) == booked
 
 
 def test_recorded_usage_is_booked_to_the_token() -> None:

@@ -135,7 +135,13 @@ FAULTS: dict[str, list[tuple[Any, type[GatewayError], int]]] = {
             UpstreamError,
             502,
         ),
+        (
+            body(anthropic.error("invalid_request_error", "This organization has been disabled."), 400),
+            UpstreamError,
+            502,
+        ),
         (body(anthropic.error("invalid_request_error", "messages: nope"), 400), InvalidRequest, 400),
+        (body(anthropic.error("invalid_request_error", "tool_choice: no 'spend limit'"), 400), InvalidRequest, 400),
     ],
     "gemini": [
         (body(gemini.error(429, "RESOURCE_EXHAUSTED", "quota", {"retryDelay": "6.2s"}), 429), RateLimited, 429),
@@ -149,6 +155,13 @@ FAULTS: dict[str, list[tuple[Any, type[GatewayError], int]]] = {
     "azure": [
         (body(azure.error("429", "Rate limit"), 429, {"retry-after-ms": "6200"}), RateLimited, 429),
         (body(azure.error("InternalServerError", "no"), 500), UpstreamError, 502),
+        (body(azure.error("OperationNotSupported", "The operation does not work."), 400), UpstreamError, 502),
+        (
+            body(azure.error("BadRequest", "Model o3 is enabled only for api versions 2024-12-01-preview."), 400),
+            UpstreamError,
+            502,
+        ),
+        (body(azure.error("BadRequest", "No tool 'OperationNotSupported'."), 400), InvalidRequest, 400),
         (body(azure.error("content_filter", "The prompt was filtered.", param="prompt"), 400), InvalidRequest, 400),
     ],
 }
@@ -173,7 +186,7 @@ async def test_its_errors_are_ours(
 async def test_a_wrong_key_is_our_fault(speak: Speak, protocol: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         await speak(protocol).at(credential="wrong").complete()
-    assert caught.value.status == 502 and not caught.value.reached
+    assert caught.value.status == 502
     assert "key" not in caught.value.message.lower()
 
 

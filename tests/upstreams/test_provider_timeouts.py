@@ -52,7 +52,7 @@ async def test_the_first_byte_of_the_body_is_waited_for(
     upstream.queue(script)
     late = await fails(adapter, target(first_byte_timeout_s=0.2, read_timeout_s=60), stream=stream)
     assert isinstance(late, UpstreamTimeout)
-    assert (late.phase, late.upstream_status, late.reached) == (phase, status, True)
+    assert (late.phase, late.upstream_status) == (phase, status)
     assert await asyncio.to_thread(upstream.served[0].ended.wait, 5)
 
 
@@ -127,9 +127,9 @@ async def test_connecting_counts(adapter: OpenAIAdapter, upstream: Upstream, tar
     base_url = upstream.url.replace("http:", "https:")
     for limits in ({"connect_timeout_s": 0.2}, {"connect_timeout_s": 60, "total_timeout_s": 0.2}):
         late = await fails(adapter, target(base_url=base_url, **limits), stream=False)
-        assert (late.status, late.phase, late.reached) == (504, "connect", False)
+        assert (late.status, late.phase) == (504, "connect")
     refused = await fails(adapter, target(base_url="http://127.0.0.1:1/v1"), stream=False)
-    assert (refused.status, refused.phase, refused.reached) == (502, "connect", False)
+    assert (refused.status, refused.phase) == (502, "connect")
 
 
 async def test_a_provider_that_does_not_take_the_request_is_given_up() -> None:

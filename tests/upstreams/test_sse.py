@@ -48,6 +48,13 @@ def test_it_drops_comments() -> None:
     assert split(b": OPENROUTER PROCESSING\n\n: ping\ndata: 1\n\n") == [b"1"]
 
 
+def test_an_error_needs_no_field() -> None:
+    error = b'{\n  "error": {\n    "code": 503\n  }\n}'
+    flat = error.replace(b"\n", b" ")
+    assert split(b"data: 1\n\n", error) == split(b"data: 1\n\n" + error + b"\n\n") == [b"1", flat]
+    assert split(b"{oops}\n\n{}\n\n") == []
+
+
 def test_it_gives_the_last_event_without_its_blank_line_at_the_end() -> None:
     assert split(b"data: 1\n\ndata: [DONE]") == [b"1", b"[DONE]"]
     assert split(b"data: [DONE]\r") == [b"[DONE]"]

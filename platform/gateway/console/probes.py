@@ -27,6 +27,8 @@ from gateway.upstreams.listing import list_models
 
 LONGEST_SECONDS = 60.0
 PROMPT = "Say hello in one short sentence."
+# Protocols whose one provider lists its models; many servers that speak the others do not.
+LISTING = (Provider.Protocol.AZURE, Provider.Protocol.GEMINI)
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ async def try_provider(provider: Provider) -> Probe:
     listing = await list_models(_target(provider))
     if listing.status in (401, 403):
         return Probe(False, f"It was reached, but refused the credential (status {listing.status}).", listing.body)
+    if listing.status == 404 and provider.protocol in LISTING:
+        return Probe(False, "It was reached, but not at this base URL and API version (status 404).", listing.body)
     if listing.status in (404, 405):
         return Probe(True, f"It was reached, but does not list its models (status {listing.status}).", listing.body)
     if listing.status != 200 or not listing.models:

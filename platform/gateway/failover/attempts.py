@@ -21,6 +21,7 @@ from gateway.failover.retries import Fault, fault_of, wait_s
 from gateway.ledger.items import Attempt
 from gateway.telemetry import metrics, traces
 from gateway.telemetry.spans import Leg as Span
+from gateway.upstreams.base import Usage
 
 T = TypeVar("T")
 _random = Random()
@@ -52,6 +53,7 @@ class Trip:
         self._span: Span | None = None
         self._first_byte_ms: int | None = None
         self._faults: dict[int, Fault] = {}  # the last one, by deployment
+        self._failed_at: dict[int, float] = {}
         self.abandoned = False  # a provider was being asked when nobody waited any more
         self.done: list[Attempt] = []
 
@@ -83,7 +85,6 @@ class Trip:
                 self._failed(Fault("internal"), InternalError())
                 raise
             else:
-                self._first_byte_ms = self._elapsed_ms(self._began)
                 self._answered()
                 return answer
 
@@ -91,14 +92,20 @@ class Trip:
 
     def _answered(self) -> None:
         assert self._leg is not None
-        took_ms = self._elapsed_ms(self._leg_began)
-        loads[self._leg.deployment_id].succeeded(took_ms, stream=self._stream)
+        deployment_id, now = self._leg.deployment_id, time.monotonic()
+        took_s = now - self._leg_began
+        self._first_byte_ms = _milliseconds(now - self._began)
+        loads[deployment_id].succeeded(_milliseconds(took_s), stream=self._stream)
+        if self._span is not None:
+            self._span.answered(took_s)
         if self._probe or not self._stream:  # a stream has yet to show that it does not break
-            board.succeeded(self._leg.deployment_id, probe=self._probe, tenant=self._tenant)
+            board.succeeded(deployment_id, probe=self._probe, tenant=self._tenant)
+        if self._stream:
+            board.began(deployment_id)
         self._probe = False
 
     def _failed(self, fault: Fault, exc: GatewayError) -> None:
-        leg = self._leave(fault.outcome, exc.upstream_status or 0)
+        leg = self._leave(fault.outcome, exc.upstream_status or (200 if fault.blame == "cut" else 0))
         load = loads[leg.deployment_id]
         if fault.here or fault.blame:
             load.failed()
@@ -112,7 +119,7 @@ class Trip:
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
-        self._faults[leg.deployment_id] = fault
+        self._faults[leg.deployment_id], self._failed_at[leg.deployment_id] = fault, time.monotonic()
 
     def left(self, outcome: str) -> None:
         """Nobody waits any more, before the first byte: the client has gone, or the server stops."""
@@ -122,37 +129,39 @@ class Trip:
             if self._probe:
                 board.abandoned(leg.deployment_id)
 
-    def ended(self, outcome: str) -> None:
+    def ended(self, outcome: str, usage: Usage | None = None) -> None:
         """The attempt that answered has ended: `ok`, or midway (`cut`: the provider's fault; `internal`: ours)."""
         if self._leg is not None:
-            leg = self._leave(outcome, 200)
+            leg = self._leave(outcome, 200, usage)
+            if self._stream:
+                board.over(leg.deployment_id)
             if outcome == "cut":
                 loads[leg.deployment_id].failed()
                 board.failed(leg.deployment_id, "cut", tenant=self._tenant)
             elif self._stream and outcome != "internal":
                 board.succeeded(leg.deployment_id, tenant=self._tenant)
 
-    def _leave(self, outcome: str, http_status: int) -> Leg:
+    def _leave(self, outcome: str, http_status: int, usage: Usage | None = None) -> Leg:
         """`http_status` is the provider's own; 0: none came."""
         leg, self._leg = self._leg, None
         assert leg is not None
-        loads[leg.deployment_id].in_flight -= 1
-        seconds = time.monotonic() - self._leg_began
+        deployment_id, provider_id, now = leg.deployment_id, leg.provider_id, time.monotonic()
+        loads[deployment_id].in_flight -= 1
         metrics.attempt_ended(
-            provider=leg.provider_id, deployment_id=leg.deployment_id, outcome=outcome, seconds=seconds
+            provider=provider_id, deployment_id=deployment_id, outcome=outcome, seconds=now - self._leg_began
         )
         if self._span is not None:
-            self._span.end(outcome, http_status=http_status)
+            self._span.end(outcome, http_status=http_status, usage=usage)
             self._span = None
         self.done.append(
             Attempt(
                 number=len(self.done) + 1,
-                deployment_id=leg.deployment_id,
-                provider_id=leg.provider_id,
+                deployment_id=deployment_id,
+                provider_id=provider_id,
                 model=leg.model,
-                started_ms=round((self._leg_began - self._began) * 1000),
+                started_ms=_milliseconds(self._leg_began - self._began),
                 first_byte_ms=self._first_byte_ms,
-                ended_ms=self._elapsed_ms(self._began),
+                ended_ms=_milliseconds(now - self._began),
                 outcome=outcome,
                 http_status=http_status,
             )
@@ -175,11 +184,12 @@ class Trip:
 
     async def _again(self) -> Leg | None:
         """One that has failed before, after a wait; the one that can be asked soonest."""
-        waits = []
+        waits, now = [], time.monotonic()
         for leg in self._legs:
             fault = self._faults.get(leg.deployment_id)
             if fault is not None and fault.waits and loads[leg.deployment_id].may_retry:
-                waits.append((wait_s(len(self.done), fault, _random), leg))
+                passed = now - self._failed_at[leg.deployment_id]  # while others were asked
+                waits.append((max(0.0, wait_s(len(self.done), fault, _random) - passed), leg))
         for wait, leg in sorted(waits, key=lambda found: found[0]):
             if time.monotonic() - self._began + wait > self._within_s:
                 return None
@@ -218,9 +228,9 @@ class Trip:
         """The hold is where the attempt is made, within the deployment's own limits. The desk put it at the first."""
         return self._move is None or (leg is self._first and not self.done) or await self._move(leg)
 
-    @staticmethod
-    def _elapsed_ms(since: float) -> int:
-        return round((time.monotonic() - since) * 1000)
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _of_a_stand_in(exc: GatewayError, model: str, first: GatewayError, asked: str) -> bool:

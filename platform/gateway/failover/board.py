@@ -76,6 +76,15 @@ class Board:
             return False
         return True
 
+    def began(self, deployment_id: int) -> None:
+        """A stream that has its first byte, until it is `over`."""
+        self._of(deployment_id).began()
+
+    def over(self, deployment_id: int) -> None:
+        """It has ended; `succeeded` and `failed` say how."""
+        breaker = self._of(deployment_id)
+        breaker.flowing = max(0, breaker.flowing - 1)
+
     def succeeded(self, deployment_id: int, *, probe: bool = False, tenant: int = 0) -> None:
         breaker = self._breakers.get(deployment_id) or self._of(deployment_id)
         if breaker.succeeded(self._clock(), probe=probe, tenant=tenant):
@@ -182,7 +191,7 @@ class Board:
             if bad or deployment_id in self._counted:
                 counts.append((deployment_id, good, bad))
             (self._counted.add if bad else self._counted.discard)(deployment_id)
-            if breaker.calm and now - breaker.results.last > FORGOTTEN_AFTER_S:
+            if breaker.calm and not breaker.flowing and now - breaker.results.last > FORGOTTEN_AFTER_S:
                 del self._breakers[deployment_id]
         if counts:
             self._sharer.tell(News(0, lambda author, _: circuits.count(author, counts)))

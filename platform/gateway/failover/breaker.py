@@ -50,10 +50,10 @@ def open_seconds(openings: int) -> float:
 class Results:
     """Good and bad answers of the last WINDOW_S seconds, by whole seconds, and the failures in a row."""
 
-    __slots__ = ("_slot", "_slots", "bad", "good", "in_a_row")
+    __slots__ = ("_slot", "_slots", "bad", "cut_in_a_row", "good", "in_a_row")
 
     def __init__(self) -> None:
-        self.good = self.bad = self.in_a_row = 0
+        self.good = self.bad = self.in_a_row = self.cut_in_a_row = 0
         self._slot = [-1, 0, 0]  # the present one: second, good, bad
         self._slots: deque[list[int]] = deque()
 
@@ -63,19 +63,20 @@ class Results:
             self._turn(second)
         self._slot[1] += 1
         self.good += 1
-        self.in_a_row = 0
+        self.in_a_row = self.cut_in_a_row = 0
 
-    def add_bad(self, now: float) -> str:
-        """Why the breaker must open now, or an empty text."""
+    def add_bad(self, now: float, *, cut: bool = False, flowing: int = 0) -> str:
+        """Why the breaker must open now, or an empty text. What flows has not failed, or only slow answers would."""
         second = int(now)
         if self._slot[0] != second:
             self._turn(second)
         self._slot[2] += 1
         self.bad += 1
         self.in_a_row += 1
+        self.cut_in_a_row += cut
         if self.in_a_row >= FAILURES:
             return f"{self.in_a_row} failures in a row"
-        total = self.good + self.bad
+        total = self.good + self.bad + flowing
         if total >= RESULTS and self.bad > RATE * total:
             return f"{self.bad} of {total} requests failed in {WINDOW_S} s"
         return ""
@@ -109,6 +110,7 @@ class Breaker:
         "calm",
         "claimed_at",
         "claimed_until",
+        "flowing",
         "forced",
         "mine",
         "open",
@@ -128,6 +130,7 @@ class Breaker:
         self.forced = Forced.NO
         self.rest_until = 0.0
         self.untold = 0  # news of it that is on its way to the other processes
+        self.flowing = 0  # streams that have begun
         self._close()
 
     # ---- what it says ----
@@ -161,6 +164,12 @@ class Breaker:
 
     # ---- what requests tell it ----
 
+    def began(self) -> None:
+        """A stream's first byte is there, which is no failure. Whether it is a success its end will tell: of the
+        failures in a row those remain that were streams which broke."""
+        self.flowing += 1
+        self.results.in_a_row = self.results.cut_in_a_row
+
     def succeeded(self, now: float, *, probe: bool = False, tenant: int = 0) -> bool:
         """Whether that closed it. What began before it opened says nothing of now, and changes nothing."""
         if tenant:
@@ -187,7 +196,7 @@ class Breaker:
             self._open(now, self.openings + 1, f"the probe failed: {kind}")
             return True
         self.witnesses.failed(tenant, now)
-        reason = self.results.add_bad(now)
+        reason = self.results.add_bad(now, cut=kind == "cut", flowing=self.flowing)
         if reason and kind != "connect" and self.witnesses.doubtful(now):
             return False
         if reason:

@@ -58,14 +58,19 @@ WITH changed AS (
     RETURNING deployment_id
 ) {_EVENT.format(at=_AT, before="half_open", after="closed", reason="%(reason)s")}
 """
+# A line of history only for one that was called: of many who are told to wait at once the first is the news, and an
+# open one stays open.
 _REST = f"""
-WITH changed AS (
+WITH away AS (
+    SELECT FROM failover_circuit WHERE deployment_id = %(deployment)s AND (state = 'open' OR resting_until > now())
+), changed AS (
     INSERT INTO failover_circuit AS c (deployment_id, resting_until)
     SELECT id, {_AT} + make_interval(secs => %(seconds)s) FROM catalogue_deployment WHERE id = %(deployment)s
     ON CONFLICT (deployment_id) DO UPDATE SET resting_until = excluded.resting_until, updated_at = now()
     WHERE c.forced = '' AND (c.resting_until IS NULL OR c.resting_until < excluded.resting_until)
     RETURNING deployment_id
-) {_EVENT.format(at=_AT, before="closed", after="resting", reason="%(reason)s")} WHERE %(told)s
+) {_EVENT.format(at=_AT, before="closed", after="resting", reason="%(reason)s")}
+WHERE %(told)s AND NOT EXISTS (SELECT FROM away)
 """
 _CLAIM = f"""
 UPDATE failover_circuit c SET probe_by = %(token)s, probe_until = now() + interval '{CLAIM_S} s', updated_at = now()
@@ -132,7 +137,7 @@ def close(author: Author, deployment_id: int, *, reason: str, age: float = 0.0) 
 
 
 def rest(author: Author, deployment_id: int, *, seconds: float, told: bool, age: float = 0.0) -> bool:
-    """Left alone for so long. Only what is `told` is in the history: short ones come by the dozen."""
+    """Left alone for so long. Only what is `told` is in the history: short ones come by the dozen. Whether it is."""
     reason = f"the provider asked for {seconds:.0f} s"
     return _run(_REST, author, deployment_id, seconds=seconds, told=told, reason=reason, age=age)
 

@@ -62,20 +62,18 @@ def legs_for(
     stream: bool,
 ) -> list[Leg]:
     """Where it may be served: healthy deployments of the model, then of its fallbacks. Raises Unavailable."""
-    models = [(facts, rates)] + [
-        found for other in facts.fallbacks if (found := _fallback(catalogue, other, caller, now))
-    ]
-    legs = [
-        Leg(placement, model, charged)
-        for model, charged in models
-        for placement in _in_order(model, need, request, stream, now)
-    ]
+    legs = [Leg(placement, facts, rates) for placement in _in_order(facts, need, request, stream, now)]
+    for name in facts.fallbacks:
+        if found := _fallback(catalogue, name, caller, now):
+            legs += [Leg(placement, *found) for placement in _in_order(found[0], need, request, stream, now)]
     if len(legs) == 1 and board.state(legs[0].deployment_id) is State.CLOSED:
         return legs
     # A pause that one asked for is honoured as long as there is another; nobody is refused for it.
     usable = resting_last([leg for leg in legs if board.state(leg.deployment_id) is not State.OPEN])
     if not usable:
         raise unavailable(legs, f"The model `{facts.public_id}` is not available at the moment.")
+    # Only where it goes: a fallback that stands by, or one that is out, is not being asked.
+    loads[usable[0].deployment_id].picked(time.monotonic(), stream=stream)
     return usable
 
 
@@ -113,13 +111,12 @@ def _in_order(
         load, cost = loads[target.deployment_id], None
         if by_cost and (rates := facts.cost_rates(target.provider_id, now)) is not None:
             cost = rates.currency, hold(rates, need.input_expected, need.output_expected)
-        latency = load.latency_ms(stream=stream, now=moment)
+        latency = load.expected_ms(stream=stream, now=moment)
         candidates.append(
             Candidate(target.deployment_id, placement.priority, placement.weight, load.busy(moment), latency, cost)
         )
     key = _sticky_key(request) if facts.sticky else ""
     chosen = selection.ordered(candidates, strategy=facts.strategy, random=_random, sticky_key=key)
-    loads[chosen[0].deployment_id].picked(moment)
     by_id = {placement.target.deployment_id: placement for placement in placements}
     return [by_id[candidate.deployment_id] for candidate in chosen]
 

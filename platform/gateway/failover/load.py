@@ -6,11 +6,13 @@ decided by the desk, what must be shared (health) by the board.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 
 SHARE = 0.2  # of the newest measure in the average
 FRESH_S = 60.0  # an older average says nothing of now
+UNHEARD_S = 5.0  # how long nobody follows the one who was sent to find out how fast a deployment is
 
 PICKED_S = 0.2  # an admission is over by then; one that was refused is forgotten
 
@@ -24,7 +26,7 @@ PER_SECOND = 1 / 3
 
 
 class Load:
-    __slots__ = ("_at", "_latency", "_picked", "_picked_at", "in_flight", "tokens")
+    __slots__ = ("_at", "_latency", "_picked", "_picked_at", "_sent", "in_flight", "tokens")
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -32,14 +34,15 @@ class Load:
         self.tokens = TOKENS
         self._at = 0.0  # when so many were left
         self._latency: dict[bool, tuple[float, float]] = {}  # by stream: (average ms, when)
+        self._sent: dict[bool, float] = {}  # by stream: when a request was last sent here first
 
     def busy(self, now: float) -> int:
         """In flight, and on the way there: chosen, and not admitted yet. Else all who come at once go to the same."""
         return self.in_flight + (self._picked if now - self._picked_at < PICKED_S else 0)
 
-    def picked(self, now: float) -> None:
+    def picked(self, now: float, *, stream: bool) -> None:
         self._picked = self._picked + 1 if now - self._picked_at < PICKED_S else 1
-        self._picked_at = now
+        self._picked_at = self._sent[stream] = now
 
     def begun(self) -> None:
         self.in_flight += 1
@@ -48,6 +51,13 @@ class Load:
     def latency_ms(self, *, stream: bool, now: float) -> float | None:
         average, at = self._latency.get(stream, (0.0, -FRESH_S))
         return average if now - at < FRESH_S else None
+
+    def expected_ms(self, *, stream: bool, now: float) -> float | None:
+        """As `latency_ms`, but infinite while somebody is finding it out."""
+        known = self.latency_ms(stream=stream, now=now)
+        if known is None and now - self._sent.get(stream, -UNHEARD_S) < UNHEARD_S:
+            return math.inf
+        return known
 
     def succeeded(self, first_byte_ms: float, *, stream: bool) -> None:
         now = time.monotonic()

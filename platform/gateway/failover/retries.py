@@ -56,9 +56,10 @@ def fault_of(exc: GatewayError) -> Fault:
         return Fault("timeout" if isinstance(exc, UpstreamTimeout) else "cut", "cut")
     if status >= 400:
         return _of_status(exc, status)
-    if isinstance(exc, UpstreamTimeout):
-        return Fault("timeout", "timeout", again=True, here=True)
-    kind = "connect" if exc.phase == "connect" else "broken"
+    late = isinstance(exc, UpstreamTimeout)
+    if exc.phase == "connect":  # nobody's request is to blame for that, in time or not (`Breaker.failed`)
+        return Fault("timeout" if late else "connect", "connect", again=True, here=True)
+    kind = "timeout" if late else "broken"
     return Fault(kind, kind, again=True, here=True)
 
 

@@ -33,8 +33,7 @@ class Claim(NamedTuple):
     everybody: int  # 1: a model's own limit, whose row all tenants share
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """What a request may use: the expected and the worst case (accounting.md 11). None: without a bound."""
 
     input_expected: int

@@ -32,6 +32,7 @@ NAMES = {
 }
 IN_FLIGHT_WAIT_MS = 1_000  # nobody knows when an answer ends
 FOREVER = float("inf")
+REDUCE = "The input or output tokens must be reduced in order to run successfully."
 NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -49,6 +50,12 @@ def at_capacity(model: str, wait_ms: int | None) -> Unavailable:
     error = Unavailable(f"The model `{model}` is at its capacity at the moment. Please try again.")
     error.headers |= headers
     return error
+
+
+def too_large_anywhere(model: str, most: int, asked: int) -> RateLimited:
+    """More tokens than any deployment takes in a minute: it will not fit later either."""
+    text = f"Request too large for {model} on tokens per min (TPM): Limit {most}, Requested {asked}. {REDUCE}"
+    return RateLimited(text, type="tokens", headers=dict(NO_RETRY))
 
 
 def refusal(
@@ -87,7 +94,7 @@ def _too_large(state: State, model: str, tenant: str) -> GatewayError:
         text += "No request is allowed."
     else:
         text = f"Request too large {head}: Limit {state['amount']}, Requested {state['ask']}. "
-        text += "The input or output tokens must be reduced in order to run successfully."
+        text += REDUCE
     return RateLimited(text, type=_type(state), headers=dict(NO_RETRY))
 
 

@@ -51,12 +51,12 @@ class Claim:
     async def _did(self, verb: Callable[..., object], facts: tuple[object, ...]) -> bool:
         """False: the database is away."""
         try:
-            await thread.run(verb, self._id, self._asked, *facts)
+            await thread.run(self._asked.tenant_id, verb, self._id, self._asked, *facts)
         except Unavailable:
             log.warning("The database is away: the answer to request %s waits", self._asked.request_id)
             return False
         except Exception:
             log.exception("The answer to request %s cannot be kept", self._asked.request_id)
-            if verb is not claims.release:
-                return await self._did(claims.release, ())
+            if verb is claims.keep:  # it was charged: not to be run again
+                return await self._did(claims.lose, ())
         return True

@@ -78,7 +78,7 @@ class Finding(Enum):
     RUNNING = "running"
     OTHER_BODY = "other body"
     TOO_LARGE = "too large"
-    LOST = "lost"  # charged, but its process died before it was kept; or nothing opens it any more
+    LOST = "lost"  # charged, but its process died before it was kept, or it could not be, or nothing opens it now
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,11 @@ def trim(tenant_id: int) -> int:
 def give_up_content(claim_id: int, asked: Asked) -> None:
     """The answer grew too large to be kept; that there was one still is."""
     _ours(claim_id, asked).filter(state=State.RUNNING).update(state=State.TOO_LARGE)
+
+
+def lose(claim_id: int, asked: Asked) -> None:
+    """There was an answer, which cannot be kept. What has no content is found to be lost."""
+    _ours(claim_id, asked).filter(state=State.RUNNING).update(state=State.KEPT)
 
 
 def release(claim_id: int, asked: Asked) -> None:

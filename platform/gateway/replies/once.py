@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import string
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -17,7 +18,7 @@ import orjson
 from django.conf import settings
 
 from gateway import pipeline, routing, snapshots
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import GatewayError, InvalidRequest, Unavailable
 from gateway.ledger import desk
 from gateway.pipeline import Call
 from gateway.replies import claims, production, running, thread
@@ -31,7 +32,8 @@ VISIBLE = frozenset(string.digits + string.ascii_letters + string.punctuation)
 # Who repeats a request that is still being answered waits so long, then is told to come again: official clients do.
 WAIT_SECONDS = 5.0
 FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 0.1, 1.0
-WAITING = 64  # in this process; each asks the database once a second
+WAITING = 64  # of a tenant, in this process; each asks the database once a second
+LOOK_UP_SECONDS = 10.0  # as an admission: a database that hangs is a 503 here too
 PIECE = 64 * 1024  # bytes of a stream in one write
 
 
@@ -78,17 +80,13 @@ class Replay:
             yield self._answer[start : start + PIECE]
 
 
-_waiting = 0
+_waiting: Counter[int] = Counter()  # by tenant
 
 
 async def runner_for(call: Call, key: str) -> Runner:
     """Raises InvalidRequest (400, 409) for a key that is malformed, in use, or another request's."""
     if not 1 <= len(key) <= LONGEST or not VISIBLE.issuperset(key):
-        raise InvalidRequest(
-            f"Invalid '{HEADER}': expected 1 to {LONGEST} visible ASCII characters without spaces.",
-            param=HEADER,
-            code="invalid_idempotency_key",
-        )
+        raise malformed()
     asked = _asked(call, key)
     found = await _take(asked)
     if found.finding is Finding.RUNNING:
@@ -101,6 +99,14 @@ async def runner_for(call: Call, key: str) -> Runner:
     if found.finding is not Finding.KEPT:
         raise _refusal(found.finding)
     return Replay(found)
+
+
+def malformed() -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid '{HEADER}': expected one header with 1 to {LONGEST} visible ASCII characters without spaces.",
+        param=HEADER,
+        code="invalid_idempotency_key",
+    )
 
 
 def _asked(call: Call, key: str) -> Asked:
@@ -118,12 +124,15 @@ def _asked(call: Call, key: str) -> Asked:
 
 
 async def _take(asked: Asked) -> Found:
-    """A client that leaves while its claim is made must not leave the claim behind."""
-    taking = running.start(thread.run(claims.take, asked))
+    """A client that leaves while its claim is made, or is told to come again, must not leave the claim behind."""
+    taking = running.start(thread.run(asked.tenant_id, claims.take, asked))
     try:
-        return await asyncio.shield(taking)
-    except asyncio.CancelledError:
+        async with asyncio.timeout(LOOK_UP_SECONDS):
+            return await asyncio.shield(taking)
+    except (asyncio.CancelledError, TimeoutError) as exc:
         running.start(_give_back(taking, asked))
+        if isinstance(exc, TimeoutError):
+            raise Unavailable("The service is temporarily unavailable.", retry_after=2) from exc
         raise
 
 
@@ -136,21 +145,28 @@ async def _give_back(taking: asyncio.Task[Found], asked: Asked) -> None:
 
 async def _wait(asked: Asked) -> Found:
     """What there is when the first request has ended, or after a while."""
-    global _waiting
-    found = Found(Finding.RUNNING)
-    if _waiting >= WAITING:
+    found, tenant_id = Found(Finding.RUNNING), asked.tenant_id
+    if _waiting[tenant_id] >= WAITING:
         return found
     loop = asyncio.get_running_loop()
-    until, pause = loop.time() + WAIT_SECONDS, FIRST_LOOK_SECONDS
-    _waiting += 1
+    until, pause = loop.time() + _patience_s(asked.stream), FIRST_LOOK_SECONDS
+    _waiting[tenant_id] += 1
     try:
         while found.finding is Finding.RUNNING and loop.time() < until:
             await asyncio.sleep(pause)
             found = await _take(asked)
             pause = min(2 * pause, LAST_LOOK_SECONDS)
     finally:
-        _waiting -= 1
+        _waiting[tenant_id] -= 1
+        if not _waiting[tenant_id]:
+            del _waiting[tenant_id]
     return found
+
+
+def _patience_s(stream: bool) -> float:
+    """A keep-alive begins the answer with 200: after it a 409, and when to come again, could not be told."""
+    silence: float = settings.SSE_KEEP_ALIVE_SECONDS if stream else settings.WHOLE_KEEP_ALIVE_SECONDS
+    return min(WAIT_SECONDS, silence / 2) if silence else WAIT_SECONDS
 
 
 def _refusal(finding: Finding) -> GatewayError:

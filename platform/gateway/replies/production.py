@@ -29,6 +29,7 @@ class Production:
         self._size = 0
         self._unread: deque[bytes] = deque()
         self._open = self._ended = self._left = False
+        self._whole = False  # and in the books
         self._fault: BaseException | None = None
         self._news, self._room = asyncio.Event(), asyncio.Event()
         self._task = running.start(self._run())
@@ -42,8 +43,9 @@ class Production:
                 self._news.set()
                 last = b""
                 async for part in events:
+                    self._whole = part.endswith(DONE)
                     await self._take(part)
-                    if part.endswith(DONE):  # not before it is kept
+                    if self._whole:  # not before it is kept
                         last = part
                     else:
                         self._give(part)
@@ -53,7 +55,10 @@ class Production:
             self._give(last)
         except BaseException as exc:
             self._fault = exc
-            await (self._claim.give_up_content() if self._left and self._kept is None else self._claim.release())
+            if self._left and self._kept is None:
+                await self._claim.give_up_content()
+            elif not self._whole:  # else it was charged: our process ends, and who asks again is told that it is lost
+                await self._claim.release()
             raise
         finally:
             self._ended = True

@@ -35,8 +35,7 @@ LEAVE_SECONDS = 1.0  # in a drain: for a request that is on its way to a connect
 
 # Header lines that are remembered: none that carries a secret or decides about the body's length.
 UNCACHED = frozenset({b"Authorization", b"Cookie", b"Proxy-Authorization", b"Content-Length", b"Transfer-Encoding"})
-LONGEST_LINE = 200
-MOST_LINES = 1000
+LONGEST_LINE, MOST_LINES = 200, 1000
 LONGEST_NUMBER = 100  # digits of a length
 
 
@@ -103,9 +102,10 @@ class Channel(http.HTTPChannel):
             return data
         self._busyReceiving = True
         try:
-            for line in head.split(b"\r\n"):
-                self.lineReceived(line)
-            self.lineReceived(b"")
+            receive = super().lineReceived
+            for line in (*head.split(b"\r\n"), b""):
+                if not self.refused:
+                    receive(line)
         finally:
             self._busyReceiving = False
         return rest
@@ -136,10 +136,11 @@ class Channel(http.HTTPChannel):
             return False
         # The last name added is this line's, unless it was there before.
         name, values = next(reversed(self.requests[-1].requestHeaders._rawHeaders.items()))
+        if name in UNCACHED:
+            return True
         first = len(values) == 1 and name.lower() == line.partition(b":")[0].lower()
-        lines = self.factory.lines
-        if first and name not in UNCACHED and len(line) < LONGEST_LINE and len(lines) < MOST_LINES:
-            lines[line] = (name, values[0])
+        if first and len(line) < LONGEST_LINE and len(self.factory.lines) < MOST_LINES:
+            self.factory.lines[line] = (name, values[0])
         return True
 
     def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:

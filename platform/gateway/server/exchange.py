@@ -128,7 +128,12 @@ class Exchange(WebRequest):
             self.task.cancel()
 
     def _scope(self, raw: dict[bytes, list[bytes]]) -> dict[str, Any]:
-        headers = [(_lower(name), value) for name, many in raw.items() if b"_" not in name for value in many]
+        headers = [
+            (_lowered.get(name) or _lower(name), value)
+            for name, many in raw.items()
+            if b"_" not in name
+            for value in many
+        ]
         path = self.path.decode("ascii")
         return {
             "type": "http",
@@ -276,12 +281,9 @@ _lowered: dict[bytes, bytes] = {}
 
 def _lower(name: bytes) -> bytes:
     """Twisted hands out one bytes object per header name, so that looking it up beats lowering it."""
-    lowered = _lowered.get(name)
-    if lowered is None:
-        lowered = name.lower()
-        if len(_lowered) < 10_000:
-            _lowered[name] = lowered
-    return lowered
+    if len(_lowered) < 10_000:
+        _lowered[name] = name.lower()
+    return name.lower()
 
 
 def _address(address: Any) -> list[Any] | None:

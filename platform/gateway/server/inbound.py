@@ -34,6 +34,11 @@ class Headers(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower().encode("latin1")].decode("latin1")
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Mapping's own raises and catches an exception for each header that is not there."""
+        value = self._values.get(name.lower().encode("latin1"))
+        return default if value is None else value.decode("latin1")
+
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower().encode("latin1", "replace") in self._values
 

@@ -67,5 +67,5 @@ def _metric(family: Family, rows: list[tuple[tuple[str, ...], list[float]]]) -> 
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     plain = kind(family.name, family.help, labels=family.labels)
     for labels, numbers in rows:
-        plain.add_metric(labels, numbers[0])
+        plain.add_metric(labels, numbers[0] / family.scale)
     return plain

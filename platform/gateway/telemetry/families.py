@@ -18,6 +18,7 @@ class Family:
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()  # of a histogram's buckets, without +Inf
     merge: Merge = "sum"
+    scale: int = 1  # kept as so many parts of a unit each: whole numbers add up exactly, fractions do not
 
     @property
     def size(self) -> int:
@@ -31,9 +32,15 @@ FAMILIES: dict[str, Family] = {}
 
 
 def _declare(
-    kind: Kind, name: str, help: str, *labels: str, bounds: tuple[float, ...] = (), merge: Merge = "sum"
+    kind: Kind,
+    name: str,
+    help: str,
+    *labels: str,
+    bounds: tuple[float, ...] = (),
+    merge: Merge = "sum",
+    scale: int = 1,
 ) -> Family:
-    family = FAMILIES[name] = Family(name, kind, help, labels, bounds, merge)
+    family = FAMILIES[name] = Family(name, kind, help, labels, bounds, merge, scale)
     return family
 
 
@@ -59,7 +66,7 @@ REQUEST_SECONDS = _declare(
 FIRST_TOKEN_SECONDS = _declare(
     "histogram",
     "counterfoil_first_token_seconds",
-    "From the request's arrival to the first byte of its answer.",
+    "From the request's arrival to the first byte of its answer, of streams.",
     *("endpoint", "model"),
     bounds=FIRST,
 )
@@ -78,6 +85,7 @@ CHARGE = _declare(
     "counterfoil_charge",
     "What tenants were charged, in units of the currency. A float, for graphs: the books are in the ledger.",
     "currency",
+    scale=1_000_000_000,  # nano-units
 )
 REFUSALS = _declare(
     "counter", "counterfoil_refusals", "Requests that were refused before they were admitted, by error code.", "code"

@@ -13,7 +13,6 @@ from gateway.telemetry import families, labels
 from gateway.telemetry.families import Family
 from gateway.telemetry.slots import slots
 
-NANO = 1_000_000_000
 STATES = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
@@ -50,6 +49,7 @@ class _Model:
 
 _models: dict[tuple[str, str], _Model] = {}
 _single: dict[tuple[str, tuple[str, ...]], int] = {}  # places of series with a few labels
+_attempts: dict[tuple[str | int, int, str], tuple[int, int]] = {}  # places of a count and of the durations
 
 
 def request_ended(
@@ -73,7 +73,7 @@ def request_ended(
     values = slots.values
     values[found.ended.get((status, http_status)) or _ended(found, status, http_status)] += 1
     _observe(found.whole, families.WHOLE, seconds)
-    if first_byte_s is not None:
+    if stream and first_byte_s is not None:  # of a whole answer, it is the time of all of it
         _observe(found.first, families.FIRST, first_byte_s)
     if usage is not None:
         _count_tokens(found.tokens, usage)
@@ -96,9 +96,9 @@ def http_ended(route: str, http_status: int) -> None:
 
 def attempt_ended(*, provider: str | int, deployment_id: int, outcome: str, seconds: float) -> None:
     """A call of a provider ended: ok, connect, timeout, status_503, ... Ids, since names change."""
-    deployment = str(deployment_id)
-    slots.values[_place(families.ATTEMPTS, deployment, str(provider), outcome)] += 1
-    _observe(_place(families.ATTEMPT_SECONDS, deployment), families.WHOLE, seconds)
+    count, duration = _attempts.get((provider, deployment_id, outcome)) or _attempt(provider, deployment_id, outcome)
+    slots.values[count] += 1
+    _observe(duration, families.WHOLE, seconds)
 
 
 def breaker_changed(deployment_id: int, state: object) -> None:
@@ -111,7 +111,7 @@ def breaker_changed(deployment_id: int, state: object) -> None:
 
 def charged(amount: int, currency: str) -> None:
     """A settlement is in the books: nano-units of the currency."""
-    slots.values[_place(families.CHARGE, currency)] += amount / NANO
+    slots.values[_place(families.CHARGE, currency)] += amount
 
 
 def desk_batch(size: int, seconds: float) -> None:
@@ -180,6 +180,14 @@ def _ended(found: _Model, status: str, http_status: int) -> int:
     place = slots.place(families.REQUESTS, (found.endpoint, found.name, status, str(http_status)))
     found.ended[status, http_status] = place
     return place
+
+
+def _attempt(provider: str | int, deployment_id: int, outcome: str) -> tuple[int, int]:
+    given = str(deployment_id), str(provider), outcome
+    places = _place(families.ATTEMPTS, *given), _place(families.ATTEMPT_SECONDS, given[0])
+    if (families.ATTEMPTS.name, given) in _single:  # else it has no place of its own
+        _attempts[provider, deployment_id, outcome] = places
+    return places
 
 
 BOUNDED = {

@@ -5,7 +5,9 @@ Nothing that a prompt, an answer, a tenant or a key could be told from. traces.p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from gateway.telemetry.metrics import Tokens
 
@@ -29,24 +31,32 @@ class Target(Protocol):
     @property
     def protocol(self) -> str: ...
     @property
+    def base_url(self) -> str: ...
+    @property
     def upstream_model(self) -> str: ...
 
 
 class Trace:
     """One request of a client."""
 
-    __slots__ = ("asked", "provider", "span")
+    __slots__ = ("asked", "parameters", "provider", "request_id", "span")
 
-    def __init__(self, span: Span) -> None:
-        self.span = span
+    def __init__(self, span: Span, request_id: str = "") -> None:
+        self.span, self.request_id = span, request_id
         self.asked = ""
         self.provider = ""
+        self.parameters: dict[str, Any] = {}
+
+    @property
+    def streams(self) -> bool:
+        return "gen_ai.request.stream" in self.parameters
 
     def note_request(self, body: dict[str, Any]) -> None:
         """What it asks for, in OpenAI's names; never its messages."""
         self.asked = str(body.get("model", ""))[:200]
         if self.span.is_recording():
-            self.span.set_attributes(parameters(body))
+            self.parameters = parameters(body)
+            self.span.set_attributes(self.parameters)
 
     def end(self, status: int, request: RequestLog) -> None:
         """`status` is the answer's, 499 if the client left before."""
@@ -64,15 +74,20 @@ class Trace:
 class Leg:
     """One call of a provider."""
 
-    __slots__ = ("span",)
+    __slots__ = ("span", "streams")
 
-    def __init__(self, span: Span) -> None:
-        self.span = span
+    def __init__(self, span: Span, *, streams: bool = False) -> None:
+        self.span, self.streams = span, streams
 
     @property
     def traceparent(self) -> str:
         context = self.span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    def answered(self, seconds: float) -> None:
+        """Its first byte is here."""
+        if self.streams:
+            self.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
 
     def end(self, outcome: str, *, http_status: int | None = None, usage: Tokens | None = None) -> None:
         """`outcome`: ok, connect, timeout, status_503, ... as the attempt is recorded."""
@@ -91,7 +106,7 @@ class Leg:
 
 
 def parameters(body: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"gen_ai.request.stream": bool(body.get("stream"))}
+    found: dict[str, Any] = {"gen_ai.request.stream": True} if body.get("stream") else {}
     for name in PARAMETERS:
         if isinstance(body.get(name), int | float):
             found[f"gen_ai.request.{name}"] = float(body[name])
@@ -102,6 +117,25 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
         found["gen_ai.request.seed"] = body["seed"]
     if isinstance(body.get("n"), int) and body["n"] != 1:
         found["gen_ai.request.choice.count"] = body["n"]
+    return found
+
+
+def called(trace: Trace, target: Target) -> dict[str, Any]:
+    """What a call of a provider is begun with."""
+    found = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": trace.provider,
+        **trace.parameters,
+        "gen_ai.request.model": target.upstream_model,
+        "counterfoil.deployment_id": target.deployment_id,
+        "counterfoil.provider": target.provider,
+        "counterfoil.request_id": trace.request_id,
+    }
+    with suppress(ValueError):  # no URL: whoever calls it will say so
+        url = urlsplit(target.base_url)
+        if url.hostname:
+            port = url.port or (80 if url.scheme == "http" else 443)
+            found |= {"server.address": url.hostname, "server.port": port}
     return found
 
 
@@ -119,7 +153,7 @@ def answered(trace: Trace, status: int, request: RequestLog) -> dict[str, Any]:
     if request.outcome == "completed":
         found["gen_ai.response.model"] = request.model
         found["gen_ai.response.id"] = f"chatcmpl-{request.request_id.hex}"
-    if request.first_byte_ms is not None:
+    if trace.streams and request.first_byte_ms is not None:
         found["gen_ai.response.time_to_first_chunk"] = request.first_byte_ms / 1000
     if request.usage is not None:
         found |= tokens(request.usage)
@@ -139,7 +173,7 @@ def tokens(usage: Tokens) -> dict[str, int]:
     if usage.cached_input_tokens:
         found["gen_ai.usage.cache_read.input_tokens"] = usage.cached_input_tokens
     if usage.cache_write_tokens:
-        found["gen_ai.usage.cache_creation.input_tokens"] = usage.cache_write_tokens
+        found["gen_ai.usage.cache_write.input_tokens"] = usage.cache_write_tokens
     if usage.reasoning_tokens:
         found["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
     return found

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import gateway
-from gateway.telemetry.spans import PROVIDERS, Leg, Target, Trace
+from gateway.telemetry.spans import PROVIDERS, Leg, Target, Trace, called
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -60,7 +60,7 @@ def begin(method: str, path: str, traceparent: str = "", request_id: str = "") -
         "gen_ai.operation.name": "chat",
         "counterfoil.request_id": request_id,
     }
-    trace = Trace(_tracer.start_span("chat", context=parent, kind=SpanKind.SERVER, attributes=facts))
+    trace = Trace(_tracer.start_span("chat", context=parent, kind=SpanKind.SERVER, attributes=facts), request_id)
     current.set(trace)
     return trace
 
@@ -74,16 +74,9 @@ def attempt(target: Target) -> Leg | None:
     from opentelemetry.trace import SpanKind, set_span_in_context
 
     trace.provider = PROVIDERS.get(target.protocol, target.protocol)
-    facts: dict[str, str | int] = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": trace.provider,
-        "gen_ai.request.model": target.upstream_model,
-        "counterfoil.deployment_id": target.deployment_id,
-        "counterfoil.provider": target.provider,
-    }
-    parent = set_span_in_context(trace.span, Context())
-    span = _tracer.start_span(f"chat {target.upstream_model}", context=parent, kind=SpanKind.CLIENT, attributes=facts)
-    begun = Leg(span)
+    parent, name = set_span_in_context(trace.span, Context()), f"chat {target.upstream_model}"
+    span = _tracer.start_span(name, context=parent, kind=SpanKind.CLIENT, attributes=called(trace, target))
+    begun = Leg(span, streams=trace.streams)
     leg.set(begun)
     return begun
 

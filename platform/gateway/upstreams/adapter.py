@@ -18,7 +18,7 @@ from gateway.upstreams.base import Answer, Face, Target
 from gateway.upstreams.client import Client, Headers
 from gateway.upstreams.faults import from_response, note
 from gateway.upstreams.jsontext import dumps, loads
-from gateway.upstreams.relay import Relay, Source
+from gateway.upstreams.relay import Relay, Source, empty
 from gateway.upstreams.response import Response
 from gateway.upstreams.tokens import estimate_request
 
@@ -60,13 +60,15 @@ class HTTPAdapter(ABC):
         await self._client.close()
 
     async def _post(self, target: Target, request: dict[str, Any], face: Face, *, stream: bool) -> Response:
-        body = dumps(self.body(target, request, stream=stream))
         path, headers = self.path(target, stream=stream), self.headers(target)
-        response = await self._client.post(target, path, body, headers=headers, stream=stream)
-        if response.status == 200:
-            return response
-        said = await response.read_error()
-        raise self.fault(response.status, response.headers, said, target, face.model)
+        while True:
+            body = dumps(asked := self.body(target, request, stream=stream))
+            response = await self._client.post(target, path, body, headers=headers, stream=stream)
+            if response.status == 200:
+                return response
+            said = await response.read_error()
+            if not self.learns(target, asked, response.status, said):
+                raise self.fault(response.status, response.headers, said, target, face.model)
 
     # ---- what a protocol says of itself ------------------------------------------------------------------------
 
@@ -81,6 +83,10 @@ class HTTPAdapter(ABC):
     @abstractmethod
     def body(self, target: Target, request: dict[str, Any], *, stream: bool) -> dict[str, Any]:
         """A request of OpenAI's as the provider wants it. Raises InvalidRequest for what it has no words for."""
+
+    def learns(self, target: Target, asked: dict[str, Any], status: int, said: bytes) -> bool:
+        """Whether a refusal says how this deployment wants to be asked, and `body` will ask so from now on."""
+        return False
 
     def models_path(self, target: Target) -> str:
         return "/models"
@@ -119,8 +125,8 @@ def _json(body: bytes, target: Target) -> object:
     try:
         return loads(body)
     except ValueError:
-        note(target, "the body is not JSON")
-        raise UpstreamError(FAILED) from None
+        note(target, "the body is not JSON" if body else "the body is empty")
+        raise (UpstreamError(FAILED) if body else empty()) from None
 
 
 class _Whole:

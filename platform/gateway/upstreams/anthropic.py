@@ -8,14 +8,17 @@ has them.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from gateway.errors import GatewayError, InvalidRequest
 from gateway.upstreams.adapter import HTTPAdapter, missing_version
 from gateway.upstreams.anthropic_request import messages_request
 from gateway.upstreams.asked import Json
 from gateway.upstreams.base import Face, Target
 from gateway.upstreams.client import Headers
 from gateway.upstreams.events import Interpreted, StreamFault
+from gateway.upstreams.faults import error_of
 from gateway.upstreams.fields import text_of
 from gateway.upstreams.jsontext import dumps
 from gateway.upstreams.relay import Source
@@ -43,8 +46,20 @@ STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-# Some faults of our account come as 400, which would be the client's.
-OURS = re.compile(rb"credit balance is too low|usage limits?\b.{0,80}regain access|spend limit", re.IGNORECASE)
+# Some faults of our account come as 400, which would be the client's. Those speak to us; other refusals begin with a
+# field, and may repeat in quotes what the client wrote.
+OURS = re.compile(
+    r"(?:your?|this)\b[^\"'`]*(?:credit balance is too low|usage limits?\b[^\"'`]{0,80}regain access|spend limit"
+    r"|organization has been disabled)",
+    re.IGNORECASE,
+)
+# Its refusals begin with the field that they are about, by its own name.
+ABOUT = re.compile(r"[\"`]?(output_config\.\w+|[a-z_]+)")
+PARAMS = {
+    **{name: name for name in ("messages", "tools", "tool_choice", "max_tokens", "temperature", "top_p")},
+    **{"system": "messages", "stop_sequences": "stop", "thinking": "reasoning_effort"},
+    **{"output_config.effort": "reasoning_effort", "output_config.format": "response_format"},
+}
 
 
 class AnthropicAdapter(HTTPAdapter):
@@ -80,8 +95,17 @@ class AnthropicAdapter(HTTPAdapter):
             response, _Events(), target, lambda status, body: self.fault(status, {}, body, target, face.model)
         )
 
+    def fault(
+        self, status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str
+    ) -> GatewayError:
+        fault = super().fault(status, headers, body, target, public_model)
+        if isinstance(fault, InvalidRequest) and (found := ABOUT.match(fault.message)):
+            fault.param = fault.param or PARAMS.get(found[1])
+        return fault
+
     def status_of(self, status: int, body: bytes) -> int:
-        return 402 if status == 400 and OURS.search(body) else status
+        said = error_of(body) if status == 400 else None
+        return 402 if said and OURS.match(str(said.get("message"))) else status
 
 
 def usage_of(raw: object) -> Json | None:
@@ -154,7 +178,8 @@ class _Events:
             return [_chunk({"content": text})]
         if text := text_of(delta.get("thinking")):
             return [_chunk({"reasoning": text})]
-        return self._arguments(text) if (text := text_of(delta.get("partial_json"))) else []
+        text = text_of(delta.get("partial_json")) if self._block.get("type") == "tool_use" else ""
+        return self._arguments(text) if text else []
 
     def _stop(self) -> list[Json]:
         """A call without arguments sends none, but clients parse them."""
@@ -174,9 +199,10 @@ class _Events:
         return _report({**self._usage, "output_tokens": 0})
 
     def _end(self, usage: object) -> list[Json]:
-        """Totals, of which some may be left out."""
+        """Totals so far, of which some may be left out; servers of others say 0 then, which takes nothing back."""
         said = usage if isinstance(usage, dict) else {}
-        return _report(self._usage | {name: value for name, value in said.items() if value is not None})
+        known = {name: value for name, value in said.items() if value or self._usage.get(name) is None}
+        return _report(self._usage | {name: value for name, value in known.items() if value is not None})
 
 
 def _report(usage: Json) -> list[Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from binascii import a2b_base64
 
 from gateway.upstreams import asked
 from gateway.upstreams.asked import Json, Tools, unsupported
@@ -17,6 +18,8 @@ TRANSLATED = frozenset(
 # Tokens of thinking for models before 4.6; later ones take the word itself, and decide how much it is.
 BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 24576}
 LEAST_BUDGET = 1024
+# The first versions that decide themselves how much they think, know this word, and think before a forced call.
+ADAPTIVE, XHIGH, FORCED = (4, 6), (4, 7), (4, 8)
 MODEL = re.compile(r"claude-(?:[a-z]+-)?(\d+)(?:[-.](\d{1,2}))?(?!\d)")
 CALL_ID = re.compile(r"[^a-zA-Z0-9_-]")
 
@@ -26,10 +29,11 @@ def messages_request(model: str, request: Json) -> Json:
     asked.check_parameters(request, TRANSLATED)
     system, messages = _conversation(request["messages"])
     tools = asked.read_tools(request)
-    thinking = _thinking(model, request, tools)
+    answers = any(block["type"] == "tool_result" for block in messages[-1]["content"])
+    thinking = _thinking(model, request, tools, answers=answers)
     thinks = "thinking" in thinking and request["reasoning_effort"] != "none"
     body: Json = {"model": model, "messages": messages, **_sampling(request, thinks=thinks)}
-    body |= thinking | _tools(tools)
+    body |= thinking | (_tools(tools) or _called(messages))
     if system:
         body["system"] = system
     if schema := _schema(request):
@@ -46,7 +50,7 @@ def _conversation(messages: list[Json]) -> tuple[str, list[Json]]:
     for index, message in enumerate(messages):
         path, role = f"messages[{index}]", message["role"]
         if role in ("system", "developer"):
-            system.append(asked.plain_text(message, path))
+            system.append(asked.plain_text(message, path).strip())
             continue
         if role == "function":
             raise unsupported(f"{path}.role", "Use 'tool'.", value=True)
@@ -64,8 +68,10 @@ def _user(message: Json, path: str) -> list[Json]:
     if message["role"] == "tool":
         result = {"type": "tool_result", "tool_use_id": _call_id(message["tool_call_id"])}
         text = asked.plain_text(message, path)
-        return [{**result, "content": text} if text else result]
-    return [_block(part, where) for part, where in asked.parts_of(message, path)]
+        return [{**result, "content": text} if text.strip() else result]
+    # Blank texts are refused, and say nothing.
+    parts = [(part, where) for part, where in asked.parts_of(message, path) if part.get("text", "-").strip()]
+    return [_block(part, where) for part, where in parts]
 
 
 def _said(message: Json, path: str) -> list[Json]:
@@ -89,9 +95,20 @@ def _block(part: Json, path: str) -> Json:
             return {"type": "image", "source": {"type": "base64", "media_type": found[0], "data": found[1]}}
         return {"type": "image", "source": {"type": "url", "url": url}}
     if kind == "file":
-        media_type, data = asked.file_data(part, path)
-        return {"type": "document", "source": {"type": "base64", "media_type": media_type, "data": data}}
+        return _document(part, path)
     raise unsupported(f"{path}.type", f"'{kind}' is not.", value=True)
+
+
+def _document(part: Json, path: str) -> Json:
+    media_type, data = asked.file_data(part, path)
+    source = {"type": "base64", "media_type": media_type, "data": data}
+    if media_type.startswith("text/"):
+        text = a2b_base64(data).decode(errors="replace")
+        source = {"type": "text", "media_type": "text/plain", "data": text}
+    elif media_type != "application/pdf":
+        raise unsupported(f"{path}.file.file_data", "Only PDF and text are.", value=True)
+    name = part["file"].get("filename")
+    return {"type": "document", "source": source} | ({"title": name} if name else {})
 
 
 def _call_id(text: str) -> str:
@@ -111,25 +128,38 @@ def _sampling(request: Json, *, thinks: bool) -> Json:
     return body | ({"stop_sequences": stops} if stops else {})
 
 
-def _thinking(model: str, request: Json, tools: Tools) -> Json:
-    """What reasoning_effort becomes; {} where thinking cannot be. It is a part of max_tokens."""
+def _thinking(model: str, request: Json, tools: Tools, *, answers: bool) -> Json:
+    """What reasoning_effort becomes; {} where thinking cannot be. It is a part of max_tokens. `answers`: the last
+    turn is of tools, whatever the user says after them."""
     effort, cap = request.get("reasoning_effort"), asked.cap_of(request)
     if effort is None:
         return {}
     budget = BUDGETS.get(effort, 0)
     room = {} if cap else {"max_tokens": MAX_TOKENS + budget}
     found = MODEL.search(model)
-    if found and (int(found[1]), int(found[2] or 0)) >= (4, 6):
+    version = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    if version >= ADAPTIVE:
         if effort == "none":
             return {"thinking": {"type": "disabled"}}
-        thinking = {"type": "adaptive", "display": "summarized"}
-        return room | {"thinking": thinking, "output_config": {"effort": "low" if effort == "minimal" else effort}}
+        word = "high" if effort == "xhigh" and version < XHIGH else effort
+        told = {"output_config": {"effort": "low" if word == "minimal" else word}}
+        thinking = {"thinking": {"type": "adaptive", "display": "summarized"}}
+        return room | told | ({} if tools.forced and version < FORCED else thinking)
     # Refused with a forced tool, and after calls whose own thinking is not sent back (clients do not keep it).
-    if not budget or tools.forced or request["messages"][-1]["role"] == "tool" or (cap and cap <= LEAST_BUDGET):
+    if not budget or tools.forced or answers or (cap and cap <= LEAST_BUDGET):
         return {}
     if cap:
         budget = min(budget, max(LEAST_BUDGET, cap // 2))
     return room | {"thinking": {"type": "enabled", "budget_tokens": budget}}
+
+
+def _called(messages: list[Json]) -> Json:
+    """A conversation with calls in it is refused without their tools; OpenAI's clients need not send them again.
+    None of them may be called any more."""
+    blocks = [block for turn in messages for block in turn["content"] if block["type"] == "tool_use"]
+    names = list(dict.fromkeys(block["name"] for block in blocks))
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in names]
+    return {"tools": tools, "tool_choice": {"type": "none"}} if tools else {}
 
 
 def _tools(tools: Tools) -> Json:

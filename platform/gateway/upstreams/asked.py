@@ -142,7 +142,11 @@ def assistant_text(message: Json, path: str) -> str:
     for name in ("function_call", "audio"):
         if message.get(name):
             raise unsupported(f"{path}.{name}")
-    texts = [text_of(part.get("text") or part.get("refusal")) for part, _ in parts_of(message, path)]
+    texts = []
+    for part, where in parts_of(message, path):
+        if part.get("type") not in ("text", "refusal"):
+            raise unsupported(f"{where}.type", "Only 'text' and 'refusal' are, in this role.", value=True)
+        texts.append(text_of(part.get("text") or part.get("refusal")))
     return "".join(texts) or text_of(message.get("refusal"))
 
 

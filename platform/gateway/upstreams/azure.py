@@ -7,13 +7,18 @@ some of which have no choice; Relay leaves them out.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 from gateway.upstreams.base import Target
 from gateway.upstreams.client import Headers
+from gateway.upstreams.faults import error_of
 from gateway.upstreams.openai import OpenAIAdapter
 
 API_VERSION = "2024-10-21"  # the latest general availability before the v1 API
+# A model that is newer than the api-version of the catalogue. Only how the message begins: the rest of such texts may
+# repeat what the client wrote.
+TOO_NEW = re.compile(r"Model \S+ is enabled only for api versions")
 
 
 class AzureAdapter(OpenAIAdapter):
@@ -25,6 +30,12 @@ class AzureAdapter(OpenAIAdapter):
 
     def headers(self, target: Target) -> Headers:
         return (("api-key", target.credential),) if target.credential else ()
+
+    def status_of(self, status: int, body: bytes) -> int:
+        """Faults of our catalogue come as 400, which would be the client's."""
+        said = (error_of(body) if status == 400 else None) or {}
+        ours = said.get("code") == "OperationNotSupported" or TOO_NEW.match(str(said.get("message")))
+        return 404 if ours else status
 
     def models_path(self, target: Target) -> str:
         return _versioned("/models", target.api_version) if _is_v1(target) else _of_resource(target, "/models")

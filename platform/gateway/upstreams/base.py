@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,7 @@ class Target:
     provider: str = ""  # our name of it, which no client may read
 
 
-@dataclass(frozen=True, slots=True)
-class Face:
+class Face(NamedTuple):
     """How the answer must look to the client, whatever the provider says of itself."""
 
     id: str  # chatcmpl-…

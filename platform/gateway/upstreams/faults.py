@@ -35,7 +35,7 @@ from gateway.upstreams.scrub import SECRET, scrub
 log = logging.getLogger("gateway.upstreams")
 
 CONTEXT_TOO_LONG = re.compile(
-    r"maximum context length|context[ _](?:window|size|length)|too many (?:input )?tokens|prompt is too long"
+    r"maximum context length|context[ _](?:window|size|length|limit)|too many (?:input )?tokens|prompt is too long"
     r"|exceeds the maximum number of tokens",
     re.IGNORECASE,
 )
@@ -54,15 +54,13 @@ LIMITED = "The model's provider is limiting requests at the moment. Try again la
 def from_exception(
     exc: BaseException, target: Target, phase: Phase = "sent", status: int | None = None
 ) -> UpstreamError:
-    """For what aiohttp raises. `reached` is false only if no request can have arrived."""
+    """For what aiohttp raises."""
     if isinstance(exc, asyncio.TimeoutError):
         fault: UpstreamError = UpstreamTimeout(TOO_SLOW)
     elif isinstance(exc, NOT_REACHED):
         fault = UpstreamError(UNREACHABLE)
     else:
         fault = UpstreamError(BROKEN)
-    # A ValueError is about a header or an address that cannot even be written.
-    fault.reached = phase != "connect" and not isinstance(exc, (*NOT_REACHED, ValueError))
     fault.phase, fault.upstream_status = phase, status
     number = getattr(exc, "errno", None)
     fault.ours = phase == "connect" and number in SCARCE
@@ -83,7 +81,7 @@ def from_response(
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes, target: Target, public_model: str) -> GatewayError:
-    said = _error_of(body)
+    said = error_of(body)
     if status in (400, 413, 422):
         # Not logged: such a text may quote the prompt, and the client gets it anyway.
         return _invalid(said, target, public_model) if said else UpstreamError(BROKEN)
@@ -97,9 +95,7 @@ def _refusal(status: int, headers: Mapping[str, str], body: bytes, target: Targe
         overloaded.headers = retry_headers(headers)
         return overloaded
     if status < 500:
-        fault = UpstreamError(REFUSED)
-        fault.reached = False
-        return fault
+        return UpstreamError(REFUSED)
     return UpstreamError(BROKEN)
 
 
@@ -143,7 +139,7 @@ def _invalid(said: dict[str, Any], target: Target, public_model: str) -> Invalid
     return fault
 
 
-def _error_of(body: bytes) -> dict[str, Any] | None:
+def error_of(body: bytes) -> dict[str, Any] | None:
     """The error object in whichever of the usual shapes; None if the body has none."""
     try:
         value = loads(body)

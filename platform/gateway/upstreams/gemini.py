@@ -36,6 +36,7 @@ FINISHES = {
     "TOO_MANY_TOOL_CALLS": "error",
     "MALFORMED_RESPONSE": "error",
     "MISSING_THOUGHT_SIGNATURE": "error",
+    "PUP_LIMITED_DISABLED": "error",  # our account is not allowed to go on
 }
 WITHHELD = "content_filter"  # SAFETY, RECITATION, PROHIBITED_CONTENT, … and whatever comes new
 DELAY = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
@@ -102,6 +103,9 @@ def usage_of(raw: object) -> Json | None:
     output = count_of(raw.get("candidatesTokenCount", max(0, total - prompt - tools - thoughts)))
     if output is None:
         return None
+    if total == prompt + tools + output:  # some count the thoughts inside
+        thoughts = min(thoughts, output)
+        output -= thoughts
     return {
         "prompt_tokens": prompt + tools,
         "completion_tokens": output + thoughts,

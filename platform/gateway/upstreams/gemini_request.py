@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import groupby
 from mimetypes import guess_type
 from urllib.parse import urlsplit
 
@@ -27,8 +29,12 @@ TRANSLATED = frozenset(
 )
 # Models before 3 take a number of tokens (Google's own table), later ones a word.
 BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
+LEAST_BUDGET = 512  # that all of them take
 LEVELS = {"none": "minimal", "xhigh": "high", "max": "high"}
-MODEL = re.compile(r"gemini-(\d+)")
+MODEL = re.compile(r"gemini-(\d+)(?:\.(\d+))?")
+NEWEST = (99, 0)  # of gemini-flash-latest and its like, which name no version
+# Google's table: "minimal" is a word for the lighter models up to this one; all others refuse it.
+LAST_MINIMAL = (3, 6)
 INT32 = 2**31
 # Gemini 3 wants each step's first call back with the signature that came with it. No client of OpenAI's keeps
 # such a thing; this is the one that Google documents for conversations from elsewhere.
@@ -38,15 +44,21 @@ FOREIGN = "skip_thought_signature_validator"
 def generate_request(model: str, request: Json) -> Json:
     """Raises InvalidRequest for what cannot be said."""
     asked.check_parameters(request, TRANSLATED)
-    found = MODEL.search(model)
-    major = int(found[1]) if found else 0
-    system, contents = _conversation(request["messages"], signed=major >= 3)
+    version = _version(model)
+    system, contents = _conversation(request["messages"], signed=version >= (3, 0))
     body: Json = {"contents": contents, **_tools(asked.read_tools(request))}
     if system:
         body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
-    if config := _config(request) | _thinking(major, request):
+    if config := _config(request) | _thinking(model, version, request):
         body["generationConfig"] = config
     return body
+
+
+def _version(model: str) -> tuple[int, int]:
+    """(0, 0) for a name that says none."""
+    if found := MODEL.search(model):
+        return int(found[1]), int(found[2] or 0)
+    return NEWEST if model.endswith("-latest") else (0, 0)
 
 
 def _conversation(messages: list[Json], *, signed: bool) -> tuple[list[str], list[Json]]:
@@ -55,7 +67,7 @@ def _conversation(messages: list[Json], *, signed: bool) -> tuple[list[str], lis
     contents: list[Json] = []
     names: dict[str, str] = {}  # of functions, by call id
     before = ""
-    for index, message in enumerate(messages):
+    for index, message in _in_order(messages):
         path, role = f"messages[{index}]", message["role"]
         if role in ("system", "developer"):
             system.append(asked.plain_text(message, path))
@@ -78,6 +90,19 @@ def _conversation(messages: list[Json], *, signed: bool) -> tuple[list[str], lis
     return [text for text in system if text], contents
 
 
+def _in_order(messages: list[Json]) -> Iterator[tuple[int, Json]]:
+    """Messages with their indexes, the answers of tools in the order of their calls: they have no ids there, so
+    that two calls of one function are told apart by their places only."""
+    places: dict[str, int] = {}
+    for answers, group in groupby(enumerate(messages), key=lambda item: item[1]["role"] == "tool"):
+        run = list(group)
+        if answers:
+            run.sort(key=lambda item: places.get(item[1]["tool_call_id"], 0))
+        elif calls := run[-1][1].get("tool_calls"):
+            places = {call["id"]: place for place, call in enumerate(calls)}
+        yield from run
+
+
 def _said(message: Json, path: str, names: dict[str, str], *, signed: bool) -> list[Json]:
     text = asked.assistant_text(message, path)
     parts: list[Json] = [{"text": text}] if text else []
@@ -95,7 +120,8 @@ def _result(message: Json, path: str, names: dict[str, str]) -> Json:
         raise asked.invalid(f"{path}.tool_call_id", "no call with this id was made before")
     text = asked.plain_text(message, path)
     try:
-        said = loads(text.encode())
+        # In an object "$ref" would name a part of the message; a tool that answers with a schema means none.
+        said = None if '"$ref"' in text else loads(text.encode())
     except ValueError:
         said = None
     return {"functionResponse": {"name": name, "response": said if isinstance(said, dict) else {"output": text}}}
@@ -138,12 +164,17 @@ def _config(request: Json) -> Json:
     return config
 
 
-def _thinking(major: int, request: Json) -> Json:
+def _thinking(model: str, version: tuple[int, int], request: Json) -> Json:
     """Thoughts come only to those who ask for them: models that cannot think refuse to be asked."""
     effort = request.get("reasoning_effort")
     if effort is None:
         return {}
-    wanted = {"thinkingLevel": LEVELS.get(effort, effort)} if major >= 3 else {"thinkingBudget": BUDGETS[effort]}
+    cap = asked.cap_of(request)  # thoughts are a part of it
+    wanted: Json = {"thinkingBudget": min(BUDGETS[effort], max(LEAST_BUDGET, cap // 2) if cap else INT32)}
+    if version >= (3, 0):
+        level = LEVELS.get(effort, effort)
+        lowest = "low" if "-pro" in model or version > LAST_MINIMAL else "minimal"
+        wanted = {"thinkingLevel": lowest if level == "minimal" else level}
     return {"thinkingConfig": {**wanted, "includeThoughts": effort != "none"}}
 
 

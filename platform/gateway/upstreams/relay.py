@@ -27,6 +27,13 @@ class Source(Protocol):
         ...
 
 
+def empty() -> UpstreamError:
+    """For a 200 of which not one byte came: the answer has not begun, so another may be asked for it."""
+    fault = UpstreamError(FAILED)
+    fault.phase, fault.upstream_status = "head", 200
+    return fault
+
+
 class Relay:
     """base.Stream over server-sent events. `estimate` counts the request's tokens, if it ever has to."""
 
@@ -36,7 +43,7 @@ class Relay:
         self._translator = Translator(face, estimate)
         self._ready = b""
         self._failure: GatewayError | None = None
-        self._ended = False
+        self._begun = self._ended = False
 
     async def prime(self) -> None:
         """Wait for the first event. Raises GatewayError while the answer can still be an ordinary error."""
@@ -90,6 +97,7 @@ class Relay:
             # Cancelled: the client has left, and the provider must not go on working for nobody.
             await self.aclose()
             raise
+        self._begun = self._begun or bool(piece)
         try:
             events = self._splitter.feed(piece) if piece else self._splitter.finish()
         except EventTooLarge:
@@ -107,7 +115,10 @@ class Relay:
         try:
             self._ready += self._translator.end()
         except UpstreamError as exc:
-            self._fail(exc, "the stream ended without a finish_reason")
+            if self._begun:
+                self._fail(exc, "the stream ended without a finish_reason")
+            else:
+                self._fail(empty(), "the stream is empty")
         else:
             self._ended = True
             self._source.finish()

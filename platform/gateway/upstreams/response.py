@@ -22,7 +22,9 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
+from gateway import timeouts
 from gateway.errors import Phase, UpstreamError
+from gateway.timeouts import Timeout
 from gateway.upstreams.base import Target
 from gateway.upstreams.faults import BROKEN, from_exception, note
 
@@ -74,7 +76,7 @@ class Response:
         self._upload: asyncio.Task[None] | None = None
         # When we began to wait for bytes. One timer looks at it now and then: a timer for every read costs more.
         self._waiting_since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timeout | asyncio.TimerHandle | None = None
         # How long the provider may be silent: until the first byte of the body, and from then on.
         first = target.first_byte_timeout_s
         self._silence = target.read_timeout_s if first is None else first
@@ -91,7 +93,7 @@ class Response:
         try:
             self._protocol.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
             self._send(head, body)
-            self.look_at_clock()
+            self._watch()
             await self._receive_head()
         except NETWORK_ERRORS as exc:
             self.abort()
@@ -138,6 +140,13 @@ class Response:
         self.status, self.headers, self._payload = message.code, message.headers, payload
         # Weak, as is the timer's: else the connection would keep an answer alive that nobody wants any more.
         payload.on_eof(partial(_release, ref(self)))
+
+    def _watch(self) -> None:
+        first_look_s = min(self._silence, self._target.read_timeout_s)  # by then the latter may be in force
+        if self._loop.time() + first_look_s < self._deadline:
+            self._timer = timeouts.call_later(self._loop, first_look_s, _look_at_clock, ref(self))
+        else:
+            self.look_at_clock()
 
     def look_at_clock(self) -> None:
         """Give the provider up if it has kept us waiting, or has been at it, for longer than it may."""

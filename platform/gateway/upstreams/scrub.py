@@ -21,6 +21,11 @@ BRANDS = {
     "anthropic": ("Anthropic", "Claude"),
     "gemini": ("Gemini", "Google"),
 }
+# Its other names for a model: an alias is not what an error calls it.
+MODELS = {
+    "anthropic": re.compile(r"(?<![\w.-])claude-[\w.-]*\w", re.IGNORECASE),
+    "gemini": re.compile(r"(?<![\w./-])(?:models/)?gemini-[\w.-]*\w", re.IGNORECASE),
+}
 
 # Every pattern begins where a word begins, so that a hostile text costs linear time.
 URL = re.compile(r"(?<![\w+.-])[a-z][a-z0-9+.-]{0,20}://[^\s\"'<>)\]]+", re.IGNORECASE)
@@ -45,6 +50,8 @@ def scrub(text: str, target: Target, public_model: str) -> str:
     # The model's name first, and out of reach of the patterns: public ids may look like hosts.
     if target.upstream_model:
         text = re.sub(rf"(?<![\w.-]){re.escape(target.upstream_model)}(?![\w-])", "\0", text)
+    if names := MODELS.get(target.protocol):
+        text = names.sub("\0", text)
     text = URL.sub(PROVIDER, text)
     for name in _names(target.base_url):
         text = re.sub(rf"\b{re.escape(name)}\b(?::\d+)?", PROVIDER, text, flags=re.IGNORECASE)

@@ -61,9 +61,13 @@ class EventSplitter:
 
 
 def _data(event: bytes) -> bytes:
-    """The data lines of an event, joined; b"" if it has none."""
+    """The data lines of an event, joined; b"" if it has none. An error may stand there as it is, without a field:
+    Gemini writes one so into a stream that has begun."""
+    event = event.removeprefix(b"\xef\xbb\xbf")
+    if event.lstrip().startswith(b"{") and b'"error"' in event:
+        return event.replace(b"\n", b" ")
     lines = []
-    for line in event.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+    for line in event.split(b"\n"):
         name, _, value = line.partition(b":")
         if name == b"data":
             lines.append(value.removeprefix(b" "))

@@ -20,6 +20,9 @@ COMPLETION_DETAILS = (
     "text_tokens",
     "image_tokens",
 )
+# What is always said.
+NOTHING_BEFORE = {"cached_tokens": 0, "audio_tokens": 0}
+NOTHING_AFTER = dict.fromkeys(COMPLETION_DETAILS[:4], 0)
 
 
 def parse_usage(raw: object) -> Usage | None:
@@ -56,8 +59,8 @@ def usage_body(usage: Usage, raw: object = None) -> dict[str, Any]:
     said = raw if isinstance(raw, dict) else {}
     prompt = usage.input_tokens + usage.cached_input_tokens + usage.cache_write_tokens
     completion = usage.output_tokens + usage.reasoning_tokens
-    before = {"cached_tokens": 0, "audio_tokens": 0} | _kept(said, "prompt_tokens_details", PROMPT_DETAILS)
-    after = dict.fromkeys(COMPLETION_DETAILS[:4], 0) | _kept(said, "completion_tokens_details", COMPLETION_DETAILS)
+    before = NOTHING_BEFORE | _kept(said, "prompt_tokens_details", PROMPT_DETAILS)
+    after = NOTHING_AFTER | _kept(said, "completion_tokens_details", COMPLETION_DETAILS)
     before["cached_tokens"], after["reasoning_tokens"] = usage.cached_input_tokens, usage.reasoning_tokens
     if usage.cache_write_tokens:
         before["cache_write_tokens"] = usage.cache_write_tokens

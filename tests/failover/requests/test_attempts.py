@@ -144,6 +144,8 @@ async def test_an_answer_that_has_begun_and_cannot_be_read_is_not_asked_for_agai
     upstream.script("first", html(200))
     assert (await ask()).status_code == 502
     assert asked(upstream) == ["first"]
+    _, attempts = await books()
+    assert [(attempt.outcome, attempt.http_status) for attempt in attempts] == [("cut", 200)]
 
 
 async def test_a_limit_is_waited_for_where_there_is_nobody_else(upstream: Upstream, served: Served, ask: Any) -> None:

@@ -26,4 +26,5 @@ async def test_a_stream_that_we_break_is_not_an_attempt_that_went_well(
     record, attempts = await books()
     assert (record.status, record.error_code) == ("interrupted", "internal_error")
     assert [(attempt.outcome, attempt.http_status) for attempt in attempts] == [("internal", 200)]
-    assert not nothing_known._breakers
+    assert not any(results.good or results.bad for results in (b.results for b in nothing_known._breakers.values()))
+    assert not any(breaker.flowing for breaker in nothing_known._breakers.values())

@@ -7,6 +7,8 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
+from gateway.catalogue.models import Deployment, Provider
+from gateway.failover.board import Board
 from gateway.ledger.models import Attempt, Gate, Hold, UsageRecord
 from gateway.limits.models import LimitRule, Refusal
 from tenants.models import APIKey
@@ -43,6 +45,24 @@ async def test_a_model_without_room_says_when_to_come_again(
     # Neither its limit nor the list of refusals knows of it.
     assert await UsageRecord.objects.acount() == 1
     assert await Hold.objects.acount() == await Refusal.objects.acount() == 0
+
+
+async def test_what_no_deployment_ever_takes_is_not_told_to_come_again(
+    upstream: Upstream, served: Served, ask: Any, nothing_known: Board
+) -> None:
+    model = await sync_to_async(served)("acme-chat", limited("first", tpm=5), limited("second", tpm=8))
+    refused = await ask()
+    said = refused.json()["error"]
+    assert (refused.status_code, said["type"], said["code"]) == (429, "tokens", "rate_limit_exceeded")
+    assert said["message"].startswith("Request too large for acme-chat on tokens per min (TPM): Limit 8, Requested ")
+    assert refused.headers["x-should-retry"] == "false" and "retry-after" not in refused.headers
+    assert await Hold.objects.acount() == await UsageRecord.objects.acount() == 0
+    # One that takes it, and is only out at the moment, is worth waiting for.
+    provider = await Provider.objects.aget()
+    third = await Deployment.objects.acreate(model=model, provider=provider, upstream_model="third")
+    for _ in range(5):
+        nothing_known.failed(third.pk, "connect")
+    assert (await ask()).status_code == 503
 
 
 async def test_more_than_may_be_in_flight_go_elsewhere(upstream: Upstream, served: Served, ask: Any) -> None:

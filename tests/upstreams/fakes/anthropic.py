@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from tests.upstream import Served
@@ -30,6 +31,7 @@ CALL: Json = {
     "name": "get_weather",
     "input": {"location": "Paris, FR"},
 }
+DOCUMENTS = (("base64", "application/pdf"), ("text", "text/plain"))
 DELTAS = {"text": "text_delta", "thinking": "thinking_delta", "partial_json": "input_json_delta"}
 
 
@@ -87,13 +89,15 @@ class AnthropicFake(Fake):
             raise _invalid("temperature: Extra inputs are not permitted")
         if request.target.startswith("POST "):
             _check_body(said)
+            _check_tools(said)
             _check_turns(said["messages"])
             _check_thinking(said)
 
     def answer(self, request: Served) -> Script:
         said = request.body
         content = [THOUGHT] if said.get("thinking", {}).get("type") in ("enabled", "adaptive") else []
-        calls = said.get("tools") and said["messages"][-1]["content"][0]["type"] != "tool_result"
+        calls = said.get("tools") and said.get("tool_choice", {}).get("type") != "none"
+        calls = calls and said["messages"][-1]["content"][0]["type"] != "tool_result"
         content, reason = ([*content, CALL], "tool_use") if calls else ([*content, HELLO], "end_turn")
         usage = USAGE | {"output_tokens_details": {"thinking_tokens": 6 if THOUGHT in content else 0}}
         if said.get("stream"):
@@ -146,6 +150,15 @@ def _check_body(said: Json) -> None:
         raise _invalid("messages: at least one message is required")
     if any(not stop.strip() for stop in said.get("stop_sequences", [])):
         raise _invalid("stop_sequences: each stop sequence must contain non-whitespace")
+    if not said.get("system", "-").strip():
+        raise _invalid("system: text content blocks must be non-empty")
+    if {"temperature", "top_p"} <= set(said) and _version(said) >= (4, 1):
+        raise _invalid("`temperature` and `top_p` cannot both be specified for this model. Please use only one.")
+    if said["messages"][-1]["role"] == "assistant" and _version(said) >= (4, 6):
+        raise _invalid("This model does not support assistant message prefill.")
+
+
+def _check_tools(said: Json) -> None:
     for number, tool in enumerate(said.get("tools", [])):
         if not {"name", "input_schema"} <= set(tool) <= {"name", "input_schema", "description", "strict"}:
             raise _invalid(f"tools.{number}.custom.input_schema: Field required")
@@ -153,6 +166,20 @@ def _check_body(said: Json) -> None:
             raise _invalid(f"tools.{number}.custom.input_schema.type: Input should be 'object'")
     if "tool_choice" in said and "tools" not in said:
         raise _invalid("tool_choice: may only be specified while providing tools")
+    kinds = {block["type"] for turn in said["messages"] for block in turn["content"]}
+    if kinds & {"tool_use", "tool_result"} and "tools" not in said:
+        raise _invalid("Requests which include `tool_use` or `tool_result` blocks must define tools.")
+    if _forced(said) and _version(said) >= (5, 5):
+        raise _invalid(f"{said['model']} does not support forced tool_choice; use auto or none")
+
+
+def _forced(said: Json) -> bool:
+    return said.get("tool_choice", {}).get("type") in ("any", "tool")
+
+
+def _version(said: Json) -> tuple[int, int]:
+    found = re.match(r"claude-(?:[a-z]+-)?(\d)(?:-(\d))?(?!\d)", said["model"])
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def _check_turns(messages: list[Json]) -> None:
@@ -174,27 +201,40 @@ def _check_turns(messages: list[Json]) -> None:
 
 
 def _check_block(block: Json, path: str) -> None:
-    if block["type"] == "text" and not block["text"].strip():
+    if not block.get("text" if block["type"] == "text" else "content", "-").strip():
         raise _invalid("messages: text content blocks must be non-empty")
     if block["type"] == "tool_use" and not isinstance(block["input"], dict):
         raise _invalid(f"{path}.tool_use.input: Input should be a valid dictionary")
     source = block.get("source", {})
+    kind = source.get("media_type")
     images = ("image/jpeg", "image/png", "image/gif", "image/webp")
-    if block["type"] == "image" and source["type"] == "base64" and source["media_type"] not in images:
+    if block["type"] == "image" and source["type"] == "base64" and kind not in images:
         raise _invalid(f"{path}.image.source.base64.media_type: Input should be 'image/jpeg', 'image/png', …")
+    if source.get("type") == "url" and not source["url"].startswith("https://"):
+        raise _invalid(f"{path}.image.source.url.url: Only HTTPS URLs are supported.")
+    if block["type"] == "document" and (source["type"], kind) not in DOCUMENTS:
+        raise _invalid(f"{path}.document.source.base64.media_type: Input should be 'application/pdf'")
 
 
 def _check_thinking(said: Json) -> None:
-    thinking = said.get("thinking", {"type": "disabled"})
+    thinking, version = said.get("thinking", {"type": "disabled"}), _version(said)
+    effort = said.get("output_config", {}).get("effort")
+    if effort and (version < (4, 5) or effort not in ("low", "medium", "high", "xhigh", "max")):
+        raise _invalid("output_config.effort: Input should be 'low', 'medium', 'high', 'xhigh' or 'max'")
+    if effort == "xhigh" and version < (4, 7):
+        raise _invalid("This model does not support effort level 'xhigh'.")
+    unsupported = {"disabled": version >= (5, 5) and "thinking" in said, "enabled": version >= (4, 7)}
+    if (unsupported | {"adaptive": version < (4, 6)})[thinking["type"]]:
+        raise _invalid(f'"thinking.type.{thinking["type"]}" is not supported for this model.')
     if thinking["type"] == "disabled":
         return
     if said.get("temperature", 1) != 1:
         raise _invalid("`temperature` may only be set to 1 when thinking is enabled.")
+    if _forced(said) and version < (4, 8):
+        raise _invalid("Thinking may not be enabled when tool_choice forces tool use.")
     if thinking["type"] == "adaptive":
         return
     if not 1024 <= thinking["budget_tokens"] < said["max_tokens"]:
         raise _invalid("`max_tokens` must be greater than `thinking.budget_tokens`.")
-    if said.get("tool_choice", {}).get("type") in ("any", "tool"):
-        raise _invalid("Thinking may not be enabled when tool_choice forces tool use.")
-    if said["messages"][-1]["content"][0]["type"] == "tool_result":
+    if any(block["type"] == "tool_result" for block in said["messages"][-1]["content"]):
         raise _invalid("Expected `thinking` or `redacted_thinking`, but found `tool_use`.")

@@ -70,7 +70,7 @@ def error(code: str, text: str, **more: Any) -> Json:
 class AzureFake(Fake):
     base = ""
     key = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
-    deployments = ("chat-prod", "gpt-4o")
+    deployments = ("chat-prod", "gpt-4o", "gpt-5")
 
     def check(self, request: Served) -> None:
         path = request.target.split(" ")[1]
@@ -84,10 +84,14 @@ class AzureFake(Fake):
         if request.target.startswith("POST ") and name not in self.deployments:
             text = "The API deployment for this resource does not exist."
             raise Refused(404, error("DeploymentNotFound", text))
+        if name == "gpt-5" and "max_tokens" in request.body:
+            text = "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            said = error("unsupported_parameter", text + "Use 'max_completion_tokens' instead.", param="max_tokens")
+            raise Refused(400, said)
 
     def answer(self, request: Served) -> Script:
         said = request.body
-        calls = said.get("tools") and said["messages"][-1]["role"] != "tool"
+        calls = said.get("tools") and said.get("tool_choice") != "none" and said["messages"][-1]["role"] != "tool"
         spoken: Json = {"role": "assistant", "content": None if calls else "Hello there.", "refusal": None}
         if calls:
             spoken["tool_calls"] = [CALL]

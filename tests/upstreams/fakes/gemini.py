@@ -11,6 +11,8 @@ from tests.upstream_scripts import Script, body
 from tests.upstreams.fakes.fake import Fake, Json, Refused, events
 
 PATH = re.compile(r"/v1beta/models/([\w.-]+):(generateContent|streamGenerateContent\?alt=sse)")
+NEW = re.compile(r"gemini-(?:3|[a-z-]+-latest)")
+MINIMAL = re.compile(r"gemini-3(?:\.[1-6])?-flash")
 FIELDS = {"contents", "systemInstruction", "tools", "toolConfig", "generationConfig", "safetySettings"}
 CONFIG = {
     *("temperature", "topP", "topK", "candidateCount", "maxOutputTokens", "stopSequences", "seed"),
@@ -45,6 +47,11 @@ def event(said: Json) -> bytes:
     return b"data: " + json.dumps(said).encode() + b"\r\n\r\n"
 
 
+def bare(said: Json) -> bytes:
+    """An error in a stream that has begun: over several lines, and no event at all."""
+    return json.dumps(said, indent=2).encode()
+
+
 def stream(parts: list[Json], usage: Json | None = None) -> list[bytes]:
     """One event per part; the totals so far are in each, the output's only when there is some."""
     usage = usage or USAGE
@@ -75,12 +82,14 @@ class GeminiFake(Fake):
             found = PATH.fullmatch(path)
             assert found
             _check_body(request.body)
-            _check_contents(request.body["contents"], signed=found[1].startswith("gemini-3"))
+            _check_thinking(found[1], request.body.get("generationConfig", {}).get("thinkingConfig", {}))
+            _check_contents(request.body["contents"], signed=bool(NEW.match(found[1])))
 
     def answer(self, request: Served) -> Script:
         said = request.body
         thinks = said.get("generationConfig", {}).get("thinkingConfig", {}).get("includeThoughts")
-        calls = "tools" in said and "functionResponse" not in said["contents"][-1]["parts"][0]
+        mode = said.get("toolConfig", {}).get("functionCallingConfig", {}).get("mode")
+        calls = "tools" in said and mode != "NONE" and "functionResponse" not in said["contents"][-1]["parts"][0]
         parts = ([THOUGHT] if thinks else []) + ([CALL] if calls else HELLO)
         usage = USAGE | ({"thoughtsTokenCount": 8, "totalTokenCount": 60} if thinks else {})
         if ":stream" in request.target:
@@ -113,15 +122,26 @@ def _check_body(said: Json) -> None:
         raise _invalid("* GenerateContentRequest.contents: contents is not specified")
     if "responseJsonSchema" in config and config.get("responseMimeType") != "application/json":
         raise _invalid("response_schema is only supported with response_mime_type application/json")
-    thinking = config.get("thinkingConfig", {})
-    if {"thinkingBudget", "thinkingLevel"} <= set(thinking):
-        raise _invalid("You can only set only one of thinking budget and thinking level.")
+    if not 1 <= config.get("candidateCount", 1) <= 8:
+        raise _invalid("generation_config.candidate_count must be in range [1, 8]")
     declared = [item for tool in said.get("tools", []) for item in tool["functionDeclarations"]]
     for declaration in declared:
         _known(declaration, {"name", "description", "parametersJsonSchema"}, "tools[0].function_declarations[0]")
     calling = said.get("toolConfig", {}).get("functionCallingConfig", {})
     if calling.get("allowedFunctionNames") and calling["mode"] != "ANY":
         raise _invalid("Allowed function names can only be set when mode is ANY.")
+
+
+def _check_thinking(model: str, thinking: Json) -> None:
+    if {"thinkingBudget", "thinkingLevel"} <= set(thinking):
+        raise _invalid("You can only set only one of thinking budget and thinking level.")
+    level = thinking.get("thinkingLevel")
+    if level and not NEW.match(model):
+        raise _invalid("Thinking level is not supported for this model.")
+    if level not in (None, "low", "medium", "high") and not (level == "minimal" and MINIMAL.match(model)):
+        raise _invalid(f"Thinking level {level.upper()} is not supported for this model.")
+    if thinking.get("thinkingBudget") == 0 and "pro" in model:
+        raise _invalid("Budget 0 is invalid. This model only works in thinking mode.")
 
 
 def _check_contents(contents: list[Json], *, signed: bool) -> None:
@@ -139,7 +159,11 @@ def _check_contents(contents: list[Json], *, signed: bool) -> None:
                 "Please ensure that the number of function response parts is equal to the number of function call "
                 "parts of the function call turn."
             )
+        if any('"$ref":' in json.dumps(item["response"]) for item in answers):
+            raise _invalid("The referenced name in function_response.response does not match to a display_name.")
         called = [part for part in content["parts"] if "functionCall" in part]
         calls = len(called)
+        if called and (not number or contents[number - 1]["role"] != "user"):
+            raise _invalid("Please ensure that function call turn comes immediately after a user turn.")
         if signed and called and "thoughtSignature" not in called[0]:
             raise _invalid("Function call is missing a thought_signature in functionCall parts.")

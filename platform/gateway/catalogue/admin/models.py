@@ -110,6 +110,8 @@ class CatalogueModelAdmin(HistoryAdmin):
 
     @display(description="deployments", ordering="live_deployments")
     def served(self, model: Any) -> str:
+        if not model.live_deployments and model.fallbacks:
+            return "none: left to its fallbacks"
         return str(model.live_deployments) if model.live_deployments else "none: cannot be called"
 
     @display(description="priced", boolean=True, ordering="has_price")
