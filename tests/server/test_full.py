@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -66,6 +67,14 @@ def test_a_client_that_never_reads_is_cut(small: RunningServer) -> None:
         with pytest.raises(ConnectionError):  # reset: there is no end that it could take for one
             while connection.socket.recv(65_536):
                 pass
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells")
+def test_so_is_one_whose_whole_answer_fits_into_the_kernels_buffer(small: RunningServer) -> None:
+    before = count(small, "cancelled")
+    with Connection(small, receive_buffer=4096) as connection:
+        connection.chat(do="stream", events=10_000, pad=500, pause=0.02)
+        until(lambda: count(small, "cancelled") == before + 1)
 
 
 @pytest.mark.parametrize(

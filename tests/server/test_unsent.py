@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -38,26 +39,47 @@ def fill(server: socket.socket) -> None:
             return
 
 
-def test_a_client_that_reads_takes_from_the_kernel_first(pair: Pair) -> None:
+def settle(waiting: SimpleNamespace) -> None:
+    """Until the client's system has all that it takes for a client which does not read."""
+    before = -1
+    while before != (before := unsent.acknowledged(waiting) or 0):
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("ours", "answering"), [(1000, True), (1000, False), (0, True)])
+def test_a_client_that_reads_takes_from_the_kernel_first(pair: Pair, ours: int, answering: bool) -> None:
     """Nothing of ours moves, for minutes if it reads slowly: it must not count as one that reads nothing."""
     server, client = pair
     fill(server)
-    waiting = transport(server, 1000)
-    before = unsent.size(waiting)
-    assert before > 1000
-    assert unsent.size(waiting) == before
+    waiting, taking = transport(server, ours), unsent.Taking(0)
+    settle(waiting)
+    assert taking.stopped_for(waiting, 1, answering=answering) == 0
+    assert taking.stopped_for(waiting, 121, answering=answering) == 120
     taken = 0
     while taken < 300_000:
         taken += len(client.recv(65_536))
-    until(lambda: unsent.size(waiting) < before)
-    assert unsent.size(waiting) > 1000
+    until(lambda: taking.stopped_for(waiting, 121, answering=answering) == 0)
 
 
-def test_nothing_waits_once_the_kernel_has_it_all(pair: Pair) -> None:
+def test_what_is_added_is_not_taken(pair: Pair) -> None:
+    """A stream goes on into the kernel's buffer while its client has stopped reading, or has vanished."""
+    server, client = pair
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    waiting, taking = transport(server, 0), unsent.Taking(0)
+    server.send(b"x" * 200_000)
+    settle(waiting)
+    taking.stopped_for(waiting, 1, answering=True)
+    server.send(b"x" * 1000)
+    assert taking.stopped_for(waiting, 121, answering=True) == 120
+
+
+def test_an_answer_that_is_given_is_the_kernels_affair(pair: Pair) -> None:
     fill(pair[0])
-    assert unsent.size(transport(pair[0], 0)) == 0
+    taking = unsent.Taking(0)
+    assert [taking.stopped_for(transport(pair[0], 0), now, answering=False) for now in (1, 500)] == [0, 0]
 
 
 def test_a_socket_that_is_closed_has_nothing(pair: Pair) -> None:
     pair[0].close()
-    assert unsent.size(transport(pair[0], 7)) == 7
+    closed = transport(pair[0], 7)
+    assert (unsent.in_process(closed), unsent.in_kernel(closed), unsent.acknowledged(closed)) == (7, 0, None)

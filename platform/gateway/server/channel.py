@@ -51,12 +51,12 @@ class Channel(http.HTTPChannel):
     refused = False
     head_started = 0.0
     body_due, body_seen = 0.0, 0  # until when more has to come, and what had come when that was counted
-    pending, pending_since = -1, 0.0  # bytes that the client has not taken, and when a sweep saw that first
 
     def __init__(self, factory: Factory) -> None:
         super().__init__()
         self.factory = factory
         self.active = time.monotonic()
+        self.taking = unsent.Taking(self.active)
         self._drained: asyncio.Future[None] | None = None
 
     # ---- connection ---------------------------------------------------------------------------------------
@@ -275,11 +275,8 @@ class Channel(http.HTTPChannel):
         return now - self.active > RECEIVE_SECONDS or (rate > 0 and now > self.body_due)
 
     def _stalled(self, now: float) -> bool:
-        """Nothing of what waits has gone, for a long time: then the client has read nothing."""
-        pending = unsent.size(self.transport)
-        if pending != self.pending or not pending:
-            self.pending, self.pending_since = pending, now
-        return now - self.pending_since > settings.STALL_SECONDS
+        """Nothing of what waits has been taken, for a long time: the client reads nothing, or has vanished."""
+        return self.taking.stopped_for(self.transport, now, answering=bool(self.requests)) > settings.STALL_SECONDS
 
     def drain(self) -> None:
         """Take what has arrived already; `leave` follows."""

@@ -1,27 +1,59 @@
-"""What a client has been written and has not taken, in bytes: of ours, and of the kernel's."""
+"""What a client has been written and has not taken, in this process and in the kernel's buffer."""
 
 from __future__ import annotations
 
 import array
 import contextlib
 import fcntl
+import socket
+import struct
 import termios
 from typing import Any
 
-
-def size(transport: Any) -> int:
-    """0 if all of ours is in the kernel's hands, however much it still has: then the client has had time enough.
-
-    The kernel asks for more only when a third of its buffer is free, which may be a megabyte: while a slow client
-    reads that, nothing of ours moves for minutes.
-    """
-    ours = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-    return ours + _in_kernel(transport.socket) if ours else 0
+BYTES_ACKED = 120  # where Linux has it in its struct tcp_info
 
 
-def _in_kernel(socket: Any) -> int:
-    """Not acknowledged by the client's system. 0 where ours does not tell, and for a socket that is closed."""
+class Taking:
+    """Whether a client takes what is written to it; looked at now and then."""
+
+    __slots__ = ("_progress", "_progress_at")
+
+    def __init__(self, now: float) -> None:
+        self._progress, self._progress_at = -1, now
+
+    def stopped_for(self, transport: Any, now: float, *, answering: bool) -> float:
+        """Seconds since it last took something, or had nothing to take. `answering`: a request is under way; else
+        what the kernel has left to send is no matter of ours."""
+        waiting = in_process(transport)
+        if waiting or answering:
+            waiting += in_kernel(transport)
+        taken = acknowledged(transport) if waiting else None
+        progress = -waiting if taken is None else taken
+        if progress != self._progress or not waiting:
+            self._progress, self._progress_at = progress, now
+        return now - self._progress_at
+
+
+def in_process(transport: Any) -> int:
+    """Bytes. The kernel asks for more only when a third of its buffer is free, which may be a megabyte: while a slow
+    client reads that, this does not move for minutes."""
+    ours: int = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    return ours
+
+
+def in_kernel(transport: Any) -> int:
+    """Bytes that the client's system has not acknowledged. 0 where ours does not tell, or the socket is closed."""
     found = array.array("i", [0])
     with contextlib.suppress(OSError, ValueError):
-        fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, found)
+        fcntl.ioctl(transport.socket.fileno(), termios.TIOCOUTQ, found)
     return found[0]
+
+
+def acknowledged(transport: Any) -> int | None:
+    """Bytes since the connection began; None where the system does not tell."""
+    option = getattr(socket, "TCP_INFO", None)
+    if option is not None:
+        with contextlib.suppress(OSError, AttributeError, struct.error):
+            info = transport.socket.getsockopt(socket.IPPROTO_TCP, option, BYTES_ACKED + 8)
+            return int(struct.unpack_from("=Q", info, BYTES_ACKED)[0])
+    return None
