@@ -103,11 +103,14 @@ class Order:
             item["lowered"] = self.lowered
         if self.served_model:
             item["served_model"] = self.served_model
-        used = (charge, cost, *self.other_rates) if self.other_rates else (charge, cost)
-        fresh = [rates.price_id for rates in used if rates is not None and not rates.used]
-        if fresh:
+        if fresh := self._used_first():
             item["first_use"] = fresh
         return item
+
+    def _used_first(self) -> list[int]:
+        """Prices that this request may be the first to use: from then on they may no longer be changed."""
+        used = (self.charge_rates, self.cost_rates, *self.other_rates)
+        return [rates.price_id for rates in used if rates is not None and not rates.used]
 
     def move(self, candidates: Sequence[Gate]) -> Item:
         """A further attempt at one of these, counted once however often it is sent."""
