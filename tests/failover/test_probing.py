@@ -202,7 +202,7 @@ def test_it_says_nothing_where_it_learnt_nothing(directory: Directory, deploymen
         assert probe_due() == 1
         circuit = Circuit.objects.get()
         assert (circuit.state, circuit.openings, circuit.probe_failures) == ("open", 1, 0)
-        assert "no list of models" in circuit.probe_outcome
+        assert "lists no models" in circuit.probe_outcome
 
 
 def test_it_goes_on_when_one_cannot_be_asked(

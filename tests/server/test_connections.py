@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.server.raw import CHAT, Connection, ask
 from tests.servers import RunningServer
 
@@ -62,6 +64,18 @@ def test_it_streams_to_http_1_0_without_chunks(stub: RunningServer) -> None:
         response = connection.read()
         assert "transfer-encoding" not in response.headers
         assert response.body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("do", ["break", "fail"])
+def test_a_stream_that_breaks_off_has_no_proper_end_on_http_1_0(stub: RunningServer, do: str) -> None:
+    """Nothing but the connection's end tells that of the body."""
+    with Connection(stub) as connection:
+        body = b'{"do": "%b"}' % do.encode()
+        connection.send(b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        assert connection.head().status == 200
+        with pytest.raises(ConnectionResetError):
+            connection.rest()
+        assert connection.buffer.startswith(b"data: ")
 
 
 def test_it_sends_no_body_for_head(stub: RunningServer) -> None:

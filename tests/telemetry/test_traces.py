@@ -116,6 +116,10 @@ def test_errors_have_their_type(watched: Watched) -> None:
     refused = watched.ask("acme-nothing")
     span = watched.collector.of(refused.headers["x-request-id"])[0]
     assert (span.attributes["error.type"], span.failed) == ("model_not_found", False)
+    watched.upstream.script("acme-lost-v1", error(400, code="unknown_parameter"))
+    theirs = watched.ask("acme-lost")
+    span = watched.collector.of(theirs.headers["x-request-id"])[0]
+    assert (span.attributes["counterfoil.outcome"], span.failed) == ("failed", False)
     watched.upstream.script("acme-lost-v1", error(500))
     failed = watched.ask("acme-lost")
     span = watched.collector.of(failed.headers["x-request-id"])[0]

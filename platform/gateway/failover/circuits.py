@@ -226,7 +226,8 @@ def probed(author: Author, deployment_id: int, *, good: bool | None, outcome: st
         return False
     if good:
         return _run(_CLOSE_AS_PROBED, author, deployment_id, reason="a probe of ours was good")
-    reason = f"{row[0]} probes of ours failed in a row: {outcome}"
+    failed = "a probe of ours failed" if row[0] == 1 else f"{row[0]} probes of ours failed in a row"
+    reason = f"{failed}: {outcome}"
     if row[0] >= PROBE_FAILURES and open_it(author, deployment_id, reason=reason):
         return True
     return _run(_REOPEN_AS_PROBED, author, deployment_id, reason=reason[:200], age=0.0)

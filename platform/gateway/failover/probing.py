@@ -81,7 +81,7 @@ async def ask(target: Target) -> Outcome:
         return Outcome(True, f"it answers, but does not list its models (status {status})")
     if listing.models:
         return Outcome(True, f"it lists its models ({len(listing.models)})")
-    return Outcome(None, f"it was reached, but its answer is no list of models (status {status})")
+    return Outcome(None, f"it was reached, but its answer lists no models (status {status})")
 
 
 def _target(provider: Provider) -> Target:

@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from twisted.internet.address import IPv4Address
 from twisted.protocols.basic import LineReceiver
 from twisted.web import http
 
@@ -65,9 +64,10 @@ class Channel(http.HTTPChannel):
         self.factory.channels.add(self)
         metrics.connections(len(self.factory.channels))
         self.peer, self.local = self.transport.getPeer(), self.transport.getHost()
-        if isinstance(self.peer, IPv4Address) or hasattr(self.peer, "port"):
+        if hasattr(self.peer, "port"):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)  # a client that vanished without a FIN
+            unsent.bound(self.transport)
         self._networkProducer = self.transport
         self.transport.registerProducer(self, True)
 

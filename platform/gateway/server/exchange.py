@@ -26,7 +26,7 @@ from twisted.web.http import NO_BODY_CODES
 from twisted.web.http_headers import Headers
 
 from apiv1.errors import body_too_large, let_go
-from gateway.server import envelope
+from gateway.server import envelope, unsent
 from gateway.server.refusals import date_line, status_line
 from gateway.telemetry import metrics
 
@@ -248,15 +248,14 @@ class Exchange(WebRequest):
         self.finished = 1
         if self._head:
             self.channel.push(self._take_head(0, True))
-        self.channel.loseConnection()
+        unsent.break_off(self.channel, framed=self.chunked or self._sized)
 
     # ---- the end of the task -------------------------------------------------------------------------------------
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self.task = None  # a cancelled one keeps its traceback, and with it all of the request and this
         self.server.exchanges.discard(self)
         metrics.in_flight(len(self.server.exchanges))
-        self.task = None  # it may keep an exception, and that its frames
+        self.task = None  # it may keep an exception, and that its frames, all of the request and this
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.error("Exception in the application", exc_info=error)

@@ -8,8 +8,15 @@ import fcntl
 import socket
 import struct
 import termios
-from typing import Any
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from gateway.server.channel import Channel
+
+MOST_UNSENT_BYTES = 65_536
+TAKING_SECONDS, LOOK_SECONDS = 5.0, 0.02
 BYTES_ACKED = 120  # where Linux has it in its struct tcp_info
 
 
@@ -32,6 +39,29 @@ class Taking:
         if progress != self._progress or not waiting:
             self._progress, self._progress_at = progress, now
         return now - self._progress_at
+
+
+def bound(transport: Any) -> None:
+    """Let the kernel keep no more for a client than MOST_UNSENT_BYTES that it cannot send. By itself it keeps
+    megabytes, which would be booked as delivered though they never left this machine."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None:
+        with contextlib.suppress(OSError):
+            transport.socket.setsockopt(socket.IPPROTO_TCP, option, MOST_UNSENT_BYTES)
+
+
+def break_off(channel: Channel, *, framed: bool, since: float | None = None) -> None:
+    """Close before the body's end. Where that is told by the connection's end alone (HTTP/1.0), a proper one would
+    make a part look whole: then it is reset, once the client's system has what was sent, which a reset overtakes."""
+    transport, now = channel.transport, time.monotonic()
+    since = now if since is None else since
+    if framed:
+        channel.loseConnection()
+    elif (in_process(transport) or in_kernel(transport)) and now - since < TAKING_SECONDS:
+        again = partial(break_off, channel, framed=False, since=since)
+        channel.factory.loop.call_later(LOOK_SECONDS, again)
+    else:
+        channel.abort()
 
 
 def in_process(transport: Any) -> int:

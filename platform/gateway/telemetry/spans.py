@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from gateway.telemetry import labels
 from gateway.telemetry.metrics import Tokens
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # The conventions' names of those whom our protocols are named for; any other is its protocol's.
 PROVIDERS = {"azure": "azure.ai.openai", "gemini": "gcp.gemini"}
+CLIENT_LEFT = 499  # as in the log
 PARAMETERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 
 
@@ -59,12 +61,13 @@ class Trace:
             self.span.set_attributes(self.parameters)
 
     def end(self, status: int, request: RequestLog) -> None:
-        """`status` is the answer's, 499 if the client left before."""
+        """`status` is the answer's, CLIENT_LEFT if the client left before."""
         span = self.span
         if span.is_recording():
             span.update_name(f"chat {request.model or self.asked}".rstrip())
             span.set_attributes(answered(self, status, request))
-            if status >= 500 or request.outcome in ("failed", "interrupted"):
+            # A 4xx is no error of a server's, by the conventions. A status below that may have come before the fault.
+            if status >= CLIENT_LEFT or (status < 400 and request.outcome in ("failed", "interrupted")):
                 from opentelemetry.trace import StatusCode
 
                 span.set_status(StatusCode.ERROR)
@@ -157,10 +160,10 @@ def answered(trace: Trace, status: int, request: RequestLog) -> dict[str, Any]:
         found["gen_ai.response.time_to_first_chunk"] = request.first_byte_ms / 1000
     if request.usage is not None:
         found |= tokens(request.usage)
-    if request.outcome == "interrupted":
-        found["error.type"] = request.error_code or ("client_left" if status < 500 else str(status))
-    elif status >= 400:
-        found["error.type"] = request.error_code or str(status)
+    if request.outcome == "interrupted" or status >= 400:
+        unnamed = "client_left" if request.outcome == "interrupted" and status < 500 else str(status)
+        # A provider's 400 has a code of its own.
+        found["error.type"] = labels.codes.of(request.error_code) if request.error_code else unnamed
     return found
 
 
