@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from gateway.calls import Call
-from gateway.errors import STOPPED
+from gateway.errors import CLIENT_LEFT, STOPPED
 from gateway.ledger.items import Ending, Order
 from gateway.limits.expectations import expectations
 from gateway.routing import Route
@@ -23,7 +23,7 @@ class Abandonment(NamedTuple):
     http_status: int
 
 
-LEFT = Abandonment("client_disconnected", "client_left", 499)
+LEFT = Abandonment("client_disconnected", "client_left", CLIENT_LEFT)
 CUT_OFF = Abandonment("server_stopped", "server_stopped", 503)
 
 

@@ -25,6 +25,7 @@ from typing import Literal
 # were here, the first byte of the body was.
 Phase = Literal["connect", "sent", "head", "body"]
 
+CLIENT_LEFT = 499  # nginx's status for a client that closed the connection; for logs and books, nobody is told it
 # What a server that stops cancels its last requests with: else they would look like clients that left.
 STOPPED = "the server stops"
 

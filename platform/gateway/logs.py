@@ -19,12 +19,12 @@ from uuid import UUID
 
 import orjson
 
+from gateway.errors import CLIENT_LEFT
 from gateway.identifiers import uuid7
 from gateway.telemetry import metrics, routes
 from gateway.telemetry.metrics import Tokens
 
 STDERR = 2
-LEFT = 499  # nginx's status for a client that closed the connection
 LONGEST_PATH = 512
 # Set by `logging` on every record; whatever else is there came in as `extra` and is logged.
 STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -62,7 +62,7 @@ class RequestLog:
         return int((time.perf_counter() - self.started) * 1000)
 
     def write(self, status: int) -> None:
-        """One line. Status 499: the client left before the answer ended."""
+        """One line. CLIENT_LEFT: the client left before the answer ended."""
         line: dict[str, object] = {
             "time": now(),
             "level": "info" if status < 500 else "warning" if status == 503 else "error",
@@ -89,7 +89,7 @@ class RequestLog:
         metrics.http_ended(routes.kind(self.path), status)
         if self.replayed:
             metrics.answer_replayed()
-        if status >= 400 and status != LEFT and not self.outcome and self.method == "POST":
+        if status >= 400 and status != CLIENT_LEFT and not self.outcome and self.method == "POST":
             endpoint = routes.inference(self.path)
             if endpoint is not None:
                 metrics.request_refused(endpoint=endpoint, http_status=status, code=self.error_code)

@@ -90,9 +90,8 @@ class Route:
 
 
 def find_model(catalogue: Catalogue, caller: Caller, name: str) -> ModelFacts:
-    """By public id or alias. A model that the key may not call does not exist for it."""
-    facts = catalogue.by_name.get(name)
-    if facts is None or not caller.may_call(facts.public_id):
+    facts = catalogue.model_for(caller, name)
+    if facts is None:
         raise ModelNotFound(NO_SUCH_MODEL.format(name))
     return facts
 
@@ -107,8 +106,8 @@ def served(catalogue: Catalogue, caller: Caller, facts: ModelFacts) -> bool:
     """Anywhere at all: by deployments of its own, or by those of a fallback that this caller may call."""
     if facts.deployments:
         return True
-    others = (catalogue.by_name.get(name) for name in facts.fallbacks)
-    return any(other is not None and other.deployments and caller.may_call(other.public_id) for other in others)
+    others = (catalogue.model_for(caller, name) for name in facts.fallbacks)
+    return any(other is not None and other.deployments for other in others)
 
 
 def choose_route(
@@ -197,8 +196,8 @@ def early_refusal(
     error: GatewayError, catalogue: Catalogue, caller: Caller, name: str, now: datetime | None = None
 ) -> EarlyRefusal:
     """What is kept of a refusal by `choose_route`, so that it can be explained."""
-    facts = catalogue.by_name.get(name)
-    if facts is not None and caller.may_call(facts.public_id):
+    facts = catalogue.model_for(caller, name)
+    if facts is not None:
         model = facts.public_id
     else:  # PostgreSQL's text holds no NUL, JSON no lone surrogate; and a name may be as long as a body
         model = "".join(letter if letter.isprintable() else " " for letter in name[:200])

@@ -18,6 +18,11 @@ from gateway.catalogue.models import CatalogueVersion, Model, Price, Provider
 AMOUNTS = ("input", "cached_input", "cache_write", "output", "reasoning", "request")
 
 
+def fits_header(credential: str) -> bool:
+    """Whether HTTP can send it: printable ASCII alone."""
+    return credential.isascii() and credential.isprintable()
+
+
 def check_provider(provider: Provider) -> None:
     """A provider that is called over HTTP needs to know where."""
     if provider.protocol != Provider.Protocol.ECHO and not provider.base_url:

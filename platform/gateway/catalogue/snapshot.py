@@ -17,6 +17,7 @@ from django.db import transaction
 from gateway.catalogue.models import CatalogueVersion, Deployment, Model, Price
 from gateway.catalogue.pricing import Rates
 from gateway.upstreams.base import Target
+from tenants.facts import Caller
 
 Owner = tuple[str, int | None, str]  # side, tenant or provider, currency ("" for a cost in any currency)
 
@@ -76,6 +77,11 @@ class Catalogue:
     version: int
     models: tuple[ModelFacts, ...]  # enabled ones, by public id
     by_name: Mapping[str, ModelFacts]  # public ids and aliases
+
+    def model_for(self, caller: Caller, name: str) -> ModelFacts | None:
+        """By public id or alias. A model that the key may not call does not exist for it."""
+        facts = self.by_name.get(name)
+        return facts if facts is not None and caller.may_call(facts.public_id) else None
 
 
 def load_catalogue() -> Catalogue:

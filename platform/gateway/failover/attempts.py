@@ -52,8 +52,7 @@ class Trip:
         self._probe = False
         self._span: Span | None = None
         self._first_byte_ms: int | None = None
-        self._faults: dict[int, Fault] = {}  # the last one, by deployment
-        self._failed_at: dict[int, float] = {}
+        self._faults: dict[int, tuple[Fault, float]] = {}  # the last one and when, by deployment
         self.abandoned = False  # a provider was being asked when nobody waited any more
         self.done: list[Attempt] = []
 
@@ -119,7 +118,7 @@ class Trip:
         if fault.rest_s:
             board.rest(leg.deployment_id, fault.rest_s)
         self._probe = False
-        self._faults[leg.deployment_id], self._failed_at[leg.deployment_id] = fault, time.monotonic()
+        self._faults[leg.deployment_id] = fault, time.monotonic()
 
     def left(self, outcome: str) -> None:
         """Nobody waits any more, before the first byte: the client has gone, or the server stops."""
@@ -174,7 +173,7 @@ class Trip:
         """The leg of the next attempt, entered; None: there is none, or no time."""
         if len(self.done) >= self._most:
             return None
-        if self.done and not self._faults[self.done[-1].deployment_id].again:
+        if self.done and not self._faults[self.done[-1].deployment_id][0].again:
             return None
         untried = [leg for leg in self._legs if leg.deployment_id not in self._faults]
         for leg in resting_last(untried):
@@ -186,9 +185,11 @@ class Trip:
         """One that has failed before, after a wait; the one that can be asked soonest."""
         waits, now = [], time.monotonic()
         for leg in self._legs:
-            fault = self._faults.get(leg.deployment_id)
-            if fault is not None and fault.waits and loads[leg.deployment_id].may_retry:
-                passed = now - self._failed_at[leg.deployment_id]  # while others were asked
+            if (known := self._faults.get(leg.deployment_id)) is None:
+                continue
+            fault, failed_at = known
+            if fault.waits and loads[leg.deployment_id].may_retry:
+                passed = now - failed_at  # while others were asked
                 waits.append((max(0.0, wait_s(len(self.done), fault, _random) - passed), leg))
         for wait, leg in sorted(waits, key=lambda found: found[0]):
             if time.monotonic() - self._began + wait > self._within_s:

@@ -82,8 +82,7 @@ class Board:
 
     def over(self, deployment_id: int) -> None:
         """It has ended; `succeeded` and `failed` say how."""
-        breaker = self._of(deployment_id)
-        breaker.flowing = max(0, breaker.flowing - 1)
+        self._of(deployment_id).over()
 
     def succeeded(self, deployment_id: int, *, probe: bool = False, tenant: int = 0) -> None:
         breaker = self._breakers.get(deployment_id) or self._of(deployment_id)

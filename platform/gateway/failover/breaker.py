@@ -170,6 +170,9 @@ class Breaker:
         self.flowing += 1
         self.results.in_a_row = self.results.cut_in_a_row
 
+    def over(self) -> None:
+        self.flowing = max(0, self.flowing - 1)  # one that began before this breaker is not counted
+
     def succeeded(self, now: float, *, probe: bool = False, tenant: int = 0) -> bool:
         """Whether that closed it. What began before it opened says nothing of now, and changes nothing."""
         if tenant:

@@ -91,8 +91,8 @@ def fallback_of(
     catalogue: Catalogue, name: str, caller: Caller, now: datetime
 ) -> tuple[ModelFacts, Rates | None] | None:
     """A fallback that this caller may call, at a price that is known."""
-    facts = catalogue.by_name.get(name)
-    if facts is None or not caller.may_call(facts.public_id):
+    facts = catalogue.model_for(caller, name)
+    if facts is None:
         return None
     rates = facts.charge_rates(caller.tenant_id, caller.currency, now)
     return (facts, rates) if rates is not None else None

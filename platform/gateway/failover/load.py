@@ -13,7 +13,6 @@ from collections import defaultdict
 SHARE = 0.2  # of the newest measure in the average
 FRESH_S = 60.0  # an older average says nothing of now
 UNHEARD_S = 5.0  # how long nobody follows the one who was sent to find out how fast a deployment is
-
 PICKED_S = 0.2  # an admission is over by then; one that was refused is forgotten
 
 # As gRPC throttles retries: each failure takes a token, each success gives a part of one back, and nothing is tried

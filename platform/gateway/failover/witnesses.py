@@ -14,18 +14,14 @@ class Witnesses:
     __slots__ = ("_failed", "_served")
 
     def __init__(self) -> None:
-        self._served: dict[int, float] = {}  # tenant -> when, the latest last
+        self._served: dict[int, float] = {}  # tenant -> when
         self._failed: dict[int, float] = {}
 
     def served(self, tenant: int, now: float) -> None:
-        self._served[tenant] = now
-        if len(self._served) > KNOWN:
-            del self._served[min(self._served, key=self._served.__getitem__)]
+        _note(self._served, tenant, now)
 
     def failed(self, tenant: int, now: float) -> None:
-        self._failed[tenant] = now
-        if len(self._failed) > KNOWN:
-            del self._failed[min(self._failed, key=self._failed.__getitem__)]
+        _note(self._failed, tenant, now)
 
     def doubtful(self, now: float) -> bool:
         """All that failed lately was one tenant's, and somebody else was answered."""
@@ -33,3 +29,9 @@ class Witnesses:
         if len(failing) != 1 or not failing[0]:
             return False
         return any(now - at < LATELY_S for tenant, at in self._served.items() if tenant != failing[0])
+
+
+def _note(times: dict[int, float], tenant: int, now: float) -> None:
+    times[tenant] = now
+    if len(times) > KNOWN:
+        del times[min(times, key=times.__getitem__)]

@@ -20,6 +20,7 @@ from django.urls import ResolverMatch, get_resolver
 
 from apiv1.errors import Rendered, let_go, render, translated
 from apiv1.sse import StreamBroken
+from gateway.errors import CLIENT_LEFT
 from gateway.logs import RequestLog, answering
 from gateway.server import cors, envelope, stamps, state
 from gateway.server.inbound import Headers, LeanRequest
@@ -32,7 +33,6 @@ Send = Callable[[Any], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 INFERENCE = ("/chat/completions",)
-LEFT = 499  # nginx's status for a client that closed the connection; only in the log
 
 
 class Dispatcher:
@@ -77,7 +77,7 @@ class Lean:
         self.send = send
         self.headers = Headers(scope["headers"])
         self.log = RequestLog(scope["method"], scope["path"], client_request_id=self.headers.client_request_id)
-        self.status = LEFT
+        self.status = CLIENT_LEFT
         self.started = False  # the status line is out
 
     async def run(self) -> None:
@@ -95,7 +95,7 @@ class Lean:
             if state.draining:
                 await self._cut_off()
             else:
-                self.status = LEFT
+                self.status = CLIENT_LEFT
             raise
         finally:
             self.keep_alive.close()

@@ -16,12 +16,11 @@ from django.middleware.common import CommonMiddleware
 from django.utils.decorators import sync_and_async_middleware
 
 from apiv1.errors import respond, wrong_method
-from gateway.errors import GatewayError
+from gateway.errors import CLIENT_LEFT, GatewayError
 from gateway.logs import RequestLog, answering
 from gateway.server import envelope, stamps
 from gateway.server.inbound import LONGEST_ID
 
-LEFT = 499
 PROBES = ("/livez", "/readyz", "/health")
 
 
@@ -54,7 +53,7 @@ def _asynchronous(
         try:
             response = await get_response(request)
         except asyncio.CancelledError:
-            log.write(LEFT)
+            log.write(CLIENT_LEFT)
             raise
         return _end(request, response, log)
 

@@ -35,7 +35,7 @@ class Worker:
         self.heard_at = self.started_at
         self.kill_at = self.started_at + READY_SECONDS
         self.killed = False
-        self._ear = ear  # what it says, until it has said it
+        self._ear = ear  # what it says; -1 once there is nothing more to hear
         self._heard = b""
 
     @classmethod

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from gateway.errors import CLIENT_LEFT
 from gateway.telemetry import labels
 from gateway.telemetry.metrics import Tokens
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 # The conventions' names of those whom our protocols are named for; any other is its protocol's.
 PROVIDERS = {"azure": "azure.ai.openai", "gemini": "gcp.gemini"}
-CLIENT_LEFT = 499  # as in the log
 PARAMETERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 
 

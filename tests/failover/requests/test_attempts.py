@@ -201,17 +201,6 @@ async def test_a_fallback_model_answers_under_its_own_name_and_price(
     assert [attempt.model for attempt in attempts] == ["acme-chat", "acme-chat", "acme-small"]
 
 
-async def test_nobody_served_what_failed_everywhere(upstream: Upstream, served: Served, ask: Any) -> None:
-    await sync_to_async(served)("acme-small", "small")
-    await sync_to_async(served)("acme-chat", "first", fallbacks=["acme-small"], max_attempts=2)
-    for name in ("first", "small"):
-        upstream.script(name, error(500))
-    assert (await ask()).status_code == 502
-    record, attempts = await books()
-    assert (record.status, record.served_model) == ("failed", "")
-    assert [attempt.model for attempt in attempts] == ["acme-chat", "acme-small"]
-
-
 async def test_a_fallback_that_the_key_may_not_call_is_left_out(upstream: Upstream, served: Served, ask: Any) -> None:
     await sync_to_async(served)("globex-chat", "theirs")
     await sync_to_async(served)("acme-chat", "first", fallbacks=["globex-chat"], max_attempts=2)

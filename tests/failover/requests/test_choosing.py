@@ -48,12 +48,17 @@ async def test_a_conversation_falls_back_to_where_it_would_go(upstream: Upstream
     assert len({name for name in asked(upstream) if name != home}) == 1
 
 
+async def two_of_which_one_is_unheard(served: Served, process_loads: defaultdict[int, Load], public_id: str) -> None:
+    """It is "one"."""
+    model = await sync_to_async(served)(public_id, *SAME[:2], strategy="lowest_latency")
+    known = await model.deployments.aget(upstream_model="two")
+    process_loads[known.pk].succeeded(10, stream=False)
+
+
 async def test_one_request_finds_out_how_fast_a_deployment_is(
     upstream: Upstream, served: Served, ask: Any, process_loads: defaultdict[int, Load]
 ) -> None:
-    model = await sync_to_async(served)("acme-chat", *SAME[:2], strategy="lowest_latency")
-    known = await model.deployments.aget(upstream_model="two")
-    process_loads[known.pk].succeeded(10, stream=False)
+    await two_of_which_one_is_unheard(served, process_loads, "acme-chat")
     upstream.script("one", Answer(delay=0.3))
     await asyncio.gather(*(ask() for _ in range(8)))
     assert Counter(asked(upstream)) == {"one": 1, "two": 7}
@@ -72,9 +77,7 @@ async def test_those_who_come_first_of_all_do_not_all_wait_with_one(
 async def test_a_fallback_that_stands_by_is_not_being_asked(
     upstream: Upstream, served: Served, ask: Any, process_loads: defaultdict[int, Load]
 ) -> None:
-    model = await sync_to_async(served)("acme-small", *SAME[:2], strategy="lowest_latency")
-    known = await model.deployments.aget(upstream_model="two")
-    process_loads[known.pk].succeeded(10, stream=False)
+    await two_of_which_one_is_unheard(served, process_loads, "acme-small")
     await sync_to_async(served)("acme-chat", "first", fallbacks=["acme-small"])
     await ask()
     await ask(model="acme-small")

@@ -14,7 +14,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldBooleanSwitchWidget
 
 from gateway.catalogue.models import Provider
-from gateway.catalogue.services import check_provider
+from gateway.catalogue.services import check_provider, fits_header
 from tenants.admin.history import HistoryAdmin
 
 TIMEOUTS = ("connect_timeout_s", "first_byte_timeout_s", "read_timeout_s", "total_timeout_s")
@@ -45,7 +45,7 @@ class ProviderForm(forms.ModelForm[Provider]):
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
         secret = data.get("new_credential") or ""
-        if not (secret.isascii() and secret.isprintable()):
+        if not fits_header(secret):
             self.add_error("new_credential", "No HTTP header can hold this: use printable ASCII characters alone.")
         if data.get("new_credential") and data.get("remove_credential"):
             self.add_error("remove_credential", "Either give a new credential or remove the stored one.")

@@ -11,6 +11,7 @@ import yaml
 
 from gateway.catalogue.apply.document import line_of
 from gateway.catalogue.pricing import parse_amount
+from gateway.catalogue.services import fits_header
 from tenants.currencies import MINOR_UNITS
 
 Read = Callable[[yaml.Node], Any]
@@ -129,7 +130,7 @@ def credential(environ: Mapping[str, str]) -> Read:
         secret = environ.get(name, "").strip()
         if not secret:
             raise BadValue(node, f"{name} is not set in the environment.")
-        if not (secret.isascii() and secret.isprintable()):
+        if not fits_header(secret):
             raise BadValue(
                 node, f"{name} holds what no HTTP header can: a line break, or a letter that is not ASCII."
             )
