@@ -113,7 +113,7 @@ class Lane:
         usage = Usage(input_tokens=USAGE["input"], output_tokens=USAGE["output"])
         await self.desk.settle(order, Ending("completed", usage))
         self.counts["settled"] = self.counts.get("settled", 0) + 1
-        if self.counts["settled"] % 10 == 0:
+        if self.counts["settled"] % 3 == 0:
             print("settled", flush=True)
 
 

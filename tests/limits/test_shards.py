@@ -192,6 +192,7 @@ class Scene:
             held = sum(request.taken for request in self.model.running)
             used = sum(request.taken for request in self.model.ended)
             assert not rows or (sums["used"], sums["held"]) == (used, held)
+            assert all(row.held >= 0 for row in rows)
         if sums["share"] is not None and sums["share_of"] is not None:
             assert sums["share"] <= sums["share_of"]
             assert {row.share_of for row in rows} <= {sums["share_of"], None}
