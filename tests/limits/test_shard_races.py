@@ -250,29 +250,6 @@ def test_what_is_given_back_makes_no_counter(three: list[Process], ask: Admissio
     assert verify().drift == []
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_what_is_held_while_a_counter_is_made_anew_is_given_back_to_its_first_row(
-    process: Start, ask: Admission, budget: LimitRule, together: bool
-) -> None:
-    """Which has all that is held, whichever row had lent it before. Also in the batch that makes the counter."""
-    one, two = process(1), process(2)
-    items = [ask(one, 20), ask(two, 10)]
-    answers = one.decide(items[0]) + two.decide(items[1])
-    connection_run("SELECT limits_forget(%s, NULL)", budget.pk)
-    again, ending = ask(one, 1, whole=True), settlement(items[0], answers[0], tokens=7, charge=7)
-    if together:
-        assert verdicts(one.call(again, ending)) == ["ok", "ok"]
-    else:
-        assert verdicts(one.call(again) + one.call(ending)) == ["ok", "ok"]
-    assert {shard: (row.held, row.used) for shard, row in rows(budget).items()} == {0: (10, 7), 1: (1, 0)}
-    other = ask(two, 1)
-    assert verdicts(two.decide(other)) == ["ok"]
-    settle(two, items[1], answers[1], 5)
-    end_all(one, again, other)
-    assert {shard: (row.held, row.used) for shard, row in rows(budget).items()} == {0: (0, 12), 1: (0, 0), 2: (0, 0)}
-    assert verify().drift == []
-
-
 def test_a_swept_key_that_had_no_row_but_a_process_own(process: Start, ask: Admission, budget: LimitRule) -> None:
     one = process(4)
     item = ask(one, 20)

@@ -1,4 +1,4 @@
-"""Deployments' own limits, as they stand (migrations/0017_gates.sql decides): part of models.py."""
+"""Deployments' own limits, as they stand (migrations/0018_gates.sql decides): part of models.py."""
 
 from __future__ import annotations
 

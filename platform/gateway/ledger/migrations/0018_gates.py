@@ -13,7 +13,7 @@ def slots() -> django.contrib.postgres.fields.ArrayField:  # type: ignore[type-a
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0016_attempts")]
+    dependencies = [("ledger", "0017_made_windows")]
     operations = [
         migrations.SeparateDatabaseAndState(
             database_operations=[migrations.RunSQL(SQL)],

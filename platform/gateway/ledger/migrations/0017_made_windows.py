@@ -1,4 +1,4 @@
-"""A counter that is made anew starts in its first row: what runs gives back to that."""
+"""A counter that is made in the middle of its window, and the holds that it counts."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ SQL = Path(__file__).with_suffix(".sql").read_text()
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0017_gates")]
+    dependencies = [("ledger", "0016_attempts")]
     operations = [migrations.RunSQL(SQL)]
