@@ -169,7 +169,7 @@ BEGIN
                 AND (i.candidates[s][5] = 0 OR running[k] < i.candidates[s][5])
             THEN
                 chosen := s;
-                EXIT WHEN NOT made;
+                EXIT;
             END IF;
         END LOOP;
         IF chosen IS NULL THEN
