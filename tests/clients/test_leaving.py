@@ -47,7 +47,7 @@ def test_it_stops_a_stream(shop: Shop) -> None:
     record = shop.record(response.headers["x-request-id"])
     assert (record["status"], record["error_code"]) == ("interrupted", "client_disconnected")
     assert record["estimated"]
-    delivered = sum('"content":"w' in line.decode() for line in lines)
+    delivered = sum('"content": "w' in line.decode() for line in lines)
     assert delivered <= record["output_tokens"] <= 3 * request.events  # "w7 " is up to three tokens
     assert record["charge"] == record["input_tokens"] * 1000 + record["output_tokens"] * 2000
 

@@ -24,7 +24,7 @@ Span = tuple[float, float]
 STATUSES = frozenset({200, 429, 502, 503, 504})  # with most faults no client may see anything else
 MOST_ATTEMPTS = 3  # of a request, as the catalogues here leave it
 UNSEEN = ("connect",)  # attempts that no provider saw; one whose client left may have been seen or not
-DELIVERED = re.compile(rb'"content":"[a-z]')
+DELIVERED = re.compile(rb'"content": ?"[a-z]')
 
 
 @dataclass
