@@ -81,9 +81,9 @@ class Repeater:
 
 async def ask_and_kill(ground: Ground, service: Service, repeaters: list[Repeater]) -> None:
     """A worker is killed while a share of them asks: on a slow machine all of them would be through before."""
-    asking = list[asyncio.Task[None]]()
+    asking, share = list[asyncio.Task[None]](), len(repeaters) // KILLS
     for number in range(KILLS):
-        asking += [asyncio.create_task(one.run()) for one in repeaters[number::KILLS]]
+        asking += [asyncio.create_task(one.run()) for one in repeaters[number * share : (number + 1) * share]]
         await until(lambda: len(ground.house.query("SELECT 1 FROM ledger_hold")) >= AT_LEAST, "some are in flight")
         os.kill(busiest(ground, service), signal.SIGKILL)
         await asyncio.to_thread(service.until_said, "worker ready", 3 + number)
