@@ -31,8 +31,8 @@ from django.conf import settings
 from django.db import connection
 
 ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 90
-STOP_SECONDS = 40
+START_SECONDS = 180
+STOP_SECONDS = 90
 
 
 class RunningServer(str):
@@ -51,7 +51,7 @@ class RunningServer(str):
 
     def connect(self) -> socket.socket:
         """A raw connection, for what no HTTP client would send."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit status."""

@@ -18,7 +18,7 @@ from gateway.embedded import engines
 from tests.servers import ROOT, server_environment
 
 DATABASE = 7
-WAIT_SECONDS = 40
+WAIT_SECONDS = 120
 WORKER = ("worker", "-P", "threads", "-c", "1", "--include", "tests.slow_tasks", "--loglevel", "INFO")
 BEAT = ("beat", "--pidfile", "", "--loglevel", "INFO")
 
@@ -70,7 +70,7 @@ def said(valkey: redis.Redis) -> list[str]:
 
 
 def test_a_worker_ends_its_task_and_leaves_the_rest_to_another(valkey: redis.Redis) -> None:
-    send("first", 2)
+    send("first", 5)  # so long that we are not kept from seeing it under way
     send("second", 0)
     with celery(*WORKER) as worker:
         until(lambda: said(valkey) == ["first began"])

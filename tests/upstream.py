@@ -156,7 +156,7 @@ class Upstream:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.run(ready)), name="upstream", daemon=True)
         self._thread.start()
-        if not ready.wait(10):
+        if not ready.wait(60):
             raise RuntimeError("the scripted upstream did not start")
         return self
 
@@ -166,7 +166,7 @@ class Upstream:
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
-            self._thread.join(10)
+            self._thread.join(60)
 
     async def run(self, ready: threading.Event | None = None) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()

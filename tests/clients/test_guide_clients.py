@@ -75,7 +75,7 @@ def test_it_ends_the_body_right_after_done(shop: Shop) -> None:
         headers={"Authorization": f"Bearer {shop.secret}"},
         json=data,
         stream=True,
-        timeout=20,
+        timeout=60,
     ) as response:
         assert list(response.iter_lines())[-2:] == [b"data: [DONE]", b""]
 

@@ -30,7 +30,7 @@ def local_model(open_shop: Shop) -> Iterator[str]:
     local.log.parent.mkdir(exist_ok=True)
     process = local.start()
     try:
-        for _ in range(600):
+        for _ in range(3000):
             if local.answers():
                 break
             assert process.poll() is None, local.log.read_text()

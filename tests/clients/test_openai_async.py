@@ -53,5 +53,5 @@ async def test_a_cancelled_task_stops_the_provider(shop: Shop, caller: openai.As
     while not served():
         await asyncio.sleep(0.01)
     task.cancel()
-    assert await asyncio.to_thread(served()[0].ended.wait, 20)
+    assert await asyncio.to_thread(served()[0].ended.wait, 60)
     assert served()[0].outcome == "gone"

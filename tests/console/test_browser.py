@@ -35,7 +35,7 @@ models:
 tenants: [{slug: acme, name: Acme, models: ["acme-*"]}]
 """
 PASSWORD = "alice-password"
-WAIT_MS = 15_000
+WAIT_MS = 60_000
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -67,6 +67,7 @@ def context(server: RunningServer, faults: list[str]) -> Iterator[BrowserContext
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=str(server))
         context.set_default_timeout(WAIT_MS)
+        expect.set_options(timeout=WAIT_MS)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
 
         def look_at(response: Any) -> None:
@@ -95,7 +96,7 @@ def ask(server: RunningServer, key: str) -> requests.Response:
         f"{server}/v1/chat/completions",
         headers={"Authorization": f"Bearer {key}"},
         json={"model": "acme-echo", "messages": [{"role": "user", "content": "hello"}]},
-        timeout=20,
+        timeout=60,
     )
 
 
@@ -160,7 +161,7 @@ def test_it_lives_through_the_life_of_a_key(
     expect(record).to_have_count(1)
     expect(record).to_contain_text("acme-echo")
 
-    in_a_thread(settle_rollups)
+    in_a_thread(lambda: settle_rollups(120))
     page.get_by_role("link", name="Dashboard").click()
     expect(page.locator("#requests-today")).to_have_text("1")
 

@@ -20,6 +20,7 @@ from django.test import Client
 from gateway.asgi import application
 from gateway.console import consumers, feed
 
+PATIENCE_SECONDS = 60
 EVENT = {"request_id": "1", "at": 1.0, "tenant": "acme", "key": "k", "model": "m", "status": "completed"}
 
 
@@ -31,11 +32,31 @@ async def _close_connections(transactional_db: None) -> AsyncIterator[None]:
     await sync_to_async(connections.close_all)()
 
 
-def listener(client: Client | None, origin: str = "http://testserver") -> WebsocketCommunicator:
+class Patient(WebsocketCommunicator):
+    """Channels' own waits a second for each answer, which a busy machine may take for a question to the database."""
+
+    async def connect(self, timeout: float = PATIENCE_SECONDS) -> tuple[bool, Any]:
+        connected: tuple[bool, Any] = await super().connect(timeout)
+        return connected
+
+    async def receive_output(self, timeout: float = PATIENCE_SECONDS) -> Any:
+        return await super().receive_output(timeout)
+
+    async def receive_json_from(self, timeout: float = PATIENCE_SECONDS) -> Any:
+        return await super().receive_json_from(timeout)
+
+    async def disconnect(self, code: int = 1000, timeout: float = PATIENCE_SECONDS) -> None:
+        await super().disconnect(code, timeout)
+
+    async def wait(self, timeout: float = PATIENCE_SECONDS) -> None:
+        await super().wait(timeout)
+
+
+def listener(client: Client | None, origin: str = "http://testserver") -> Patient:
     cookies = client.cookies if client else SimpleCookie()
     text = "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())
     headers = [(b"host", b"testserver"), (b"origin", origin.encode()), (b"cookie", text.encode())]
-    return WebsocketCommunicator(application, "/ws/feed/", headers=headers)
+    return Patient(application, "/ws/feed/", headers=headers)
 
 
 async def signed_in(user: User) -> Client:
@@ -53,7 +74,7 @@ async def staff(*permissions: str, name: str = "fiona") -> User:
     return await sync_to_async(make)()
 
 
-async def refused(socket: WebsocketCommunicator) -> int:
+async def refused(socket: Patient) -> int:
     connected, _ = await socket.connect()
     if not connected:
         return consumers.FORBIDDEN  # Channels' own check of the origin

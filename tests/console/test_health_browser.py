@@ -17,7 +17,7 @@ from tests.servers import RunningServer
 __all__ = ["context", "faults", "server"]
 
 pytestmark = test_browser.pytestmark
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -19,12 +19,12 @@ from tests.upstream import Served
 
 CLASSES = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 INPUT_PRICE, OUTPUT_PRICE = 1000, 2000  # nano-dollars a token (load.PRICE)
-SOON_SECONDS = 4.0
+SOON_SECONDS = 6.0  # or twice what a server needs to start, where that is more
 Span = tuple[float, float]
 STATUSES = frozenset({200, 429, 502, 503, 504})  # with most faults no client may see anything else
 MOST_ATTEMPTS = 3  # of a request, as the catalogues here leave it
 UNSEEN = ("connect",)  # attempts that no provider saw; one whose client left may have been seen or not
-DELIVERED = re.compile(rb'"content":"[a-z]')
+DELIVERED = re.compile(rb'"content": ?"[a-z]')
 
 
 @dataclass
@@ -151,13 +151,14 @@ class Audit:
     def look_at_processes(self, processes: Iterable[Process], silences: Sequence[Span]) -> None:
         """Whose process died under it? Only those may be unknown."""
         by_pid = {process.pid: process for process in processes}
+        soon = max([SOON_SECONDS, *(2 * process.start_seconds for process in by_pid.values())])
         pids = {row["id"]: row["pid"] for row in self.house.query("SELECT id, pid FROM ledger_process")}
         clock = time.time() - time.monotonic()
         for case in self.cases.values():
             if case.status == "unknown":
                 process = by_pid[pids[case.records[0]["process_id"]]]
                 swept_at = case.records[0]["ended_at"].timestamp() - clock
-                case.left_behind = _left_behind(case, process, swept_at, silences)
+                case.left_behind = _left_behind(case, process, swept_at, silences, soon)
 
 
 def _faults(case: Case) -> Iterator[str]:
@@ -253,10 +254,10 @@ def _faults_of_record(case: Case) -> Iterator[str]:
             yield "interrupted, and what was delivered is not there"
 
 
-def _left_behind(case: Case, process: Process, swept_at: float, silences: Sequence[Span]) -> str:
+def _left_behind(case: Case, process: Process, swept_at: float, silences: Sequence[Span], soon: float) -> str:
     """A request that ended for its client while its process lived on is settled soon, if anything can be written."""
     if not process.ended_at or swept_at < process.ended_at:
-        frozen = any(start < swept_at < end + SOON_SECONDS for start, end in process.silences)
+        frozen = any(start < swept_at < end + soon for start, end in process.silences)
         return "" if frozen else f"swept, while server {process.number} was alive"
     if case.adjustments:
         return "settled after its process was killed"
@@ -265,6 +266,6 @@ def _left_behind(case: Case, process: Process, swept_at: float, silences: Sequen
         for start, end in [*silences, *process.silences]
     )
     seconds = process.ended_at - case.sent.ended_at - silent
-    if process.end != "killed" or seconds > SOON_SECONDS:
+    if process.end != "killed" or seconds > soon:
         return f"unknown, though it had ended {seconds:.1f} s before server {process.number} was {process.end}"
     return ""

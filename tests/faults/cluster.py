@@ -14,8 +14,8 @@ import psycopg
 from gateway.embedded import children, layout
 from gateway.embedded.postgres import Postgres
 
-STOP_SECONDS = 60
-RECOVERY_SECONDS = 3.0
+STOP_SECONDS = 180
+RECOVERY_SECONDS = 8.0
 DESKS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'counterfoil desk' ORDER BY random()"
 
 

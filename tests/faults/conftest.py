@@ -22,7 +22,7 @@ from tests.house import House
 from tests.upstream import Upstream
 
 TALLY = Tally()
-SETTLED_SECONDS = 60
+SETTLED_SECONDS = 180
 
 
 @dataclass

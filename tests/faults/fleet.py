@@ -16,8 +16,8 @@ from typing import Any
 from gateway.embedded import children
 from tests.servers import ROOT, json_lines, server_environment
 
-START_SECONDS = 90
-STOP_SECONDS = 60
+START_SECONDS = 180
+STOP_SECONDS = 120
 
 
 class Process:
@@ -28,6 +28,7 @@ class Process:
         self.pid = popen.pid
         self.end = ""  # killed | stopped
         self.ended_at = 0.0  # time.monotonic(), as the times below
+        self._begun_at, self.start_seconds = time.monotonic(), 0.0
         self.silences: list[tuple[float, float]] = []  # while it was frozen
 
     @property
@@ -45,6 +46,7 @@ class Process:
                 f"server {self.number} does not listen:\n{self.log.read_text()[-4000:]}"
             )
             time.sleep(0.02)
+        self.start_seconds = time.monotonic() - self._begun_at
 
     def kill(self) -> None:
         assert self.popen.poll() is None, f"server {self.number} ended by itself:\n{self.log.read_text()[-4000:]}"

@@ -20,6 +20,7 @@ from tests.faults.audit import Audit, Case
 from tests.faults.clients import Clients, all_of
 from tests.faults.conftest import Ground, settled
 from tests.faults.fleet import Fleet, Service
+from tests.faults.gates import Gate
 from tests.faults.tally import Tally
 from tests.faults.test_books import sweeper
 from tests.faults.test_deploys import until
@@ -89,13 +90,19 @@ def slow_down(ground: Ground, seconds: float) -> None:
     ground.upstream.script(SLOW, script)
 
 
+def gated(ground: Ground) -> Gate:
+    gate = Gate(40)
+    ground.upstream.script(SLOW, gate)
+    return gate
+
+
 async def test_a_worker_celery_and_beat_are_killed(
     ground: Ground, fleet: Fleet, celery: Celery, tally: Tally
 ) -> None:
     """What the worker had in flight is swept by the Celery that comes after."""
     since, service = ground.now(), fleet.serve(VALKEY_URL=celery.url)
     celery.start()
-    slow_down(ground, 3)
+    gate = gated(ground)
     clients = Clients(service.port, ground.key)
     async with clients.traffic(4, ("words-12", "merged-9-every-2")):
         streams = all_of([clients.ask(SLOW) for _ in range(STREAMS)])
@@ -106,6 +113,7 @@ async def test_a_worker_celery_and_beat_are_killed(
         await asyncio.to_thread(celery.kill)
         await asyncio.sleep(0.5)
         celery.start()
+        gate.open()
         await asyncio.to_thread(service.until_said, "worker ready", 3)
         await streams
     await settled(ground)
@@ -136,12 +144,14 @@ def never_begun(case: Case) -> bool:
 
 async def test_the_master_is_killed(ground: Ground, fleet: Fleet, tally: Tally) -> None:
     """Its workers drain and go with it, and another one starts where it was."""
-    since, service = ground.now(), fleet.serve()
-    slow_down(ground, 3)
+    since, service, gate = ground.now(), fleet.serve(), gated(ground)
     clients, workers = Clients(service.port, ground.key), service.workers
     streams = all_of([clients.ask(SLOW) for _ in range(STREAMS)])
     await until(lambda: streaming(ground, STREAMS), "the streams run")
     service.kill()
+    draining = lambda: sum(line["event"] == "draining" for line in service.lines())  # noqa: E731
+    await until(lambda: draining() == len(workers), "the workers drain")
+    gate.open()
     answered = await streams
     await until(lambda: not [pid for pid in workers if alive(pid)], "the workers have gone")
     successor = fleet.serve()
@@ -158,7 +168,7 @@ async def test_the_master_is_killed(ground: Ground, fleet: Fleet, tally: Tally) 
 async def test_master_and_workers_are_killed_at_once(ground: Ground, fleet: Fleet, tally: Tally) -> None:
     """As when the machine's memory runs out: all of it is swept, once."""
     since, service = ground.now(), fleet.serve()
-    slow_down(ground, 3)
+    gated(ground)
     clients, workers = Clients(service.port, ground.key), service.workers
     with sweeper(ground):
         streams = all_of([clients.ask(SLOW, stream=n % 4 > 0) for n in range(STREAMS)])

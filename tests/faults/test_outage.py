@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 
 from tests.faults import limits
-from tests.faults.audit import Audit
+from tests.faults.audit import DELIVERED, Audit
 from tests.faults.breakers import faults_of_sharing
 from tests.faults.clients import HEALTHY, Clients
 from tests.faults.conftest import Ground, settled
 from tests.faults.fleet import Fleet, Process
+from tests.faults.gates import Gate
 from tests.faults.load import Sent
 from tests.faults.tally import Tally
 from tests.faults.wire import Reply, Wire
 from tests.upstream_scripts import Answer, Stream, usage_of, words
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 
 
 @pytest.fixture
@@ -65,13 +66,16 @@ def records(ground: Ground, user: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
 async def test_running_requests_outlast_an_outage(ground: Ground, fleet: Fleet, server: Process, how: int) -> None:
     asker = Asker(fleet, ground)
-    ground.upstream.script("words-12", Stream(words(50), interval=0.04))
-    ground.upstream.script("slow-120", Answer("So long.", delay=1.5))
+    scripts = {"words-12": Gate(50), "slow-120": Gate(2)}
+    for model, gate in scripts.items():
+        ground.upstream.script(model, gate)
     streamed = asyncio.create_task(asker.ask(stream=True, user=f"streamed-{how}"))
     whole = asyncio.create_task(asker.ask("slow-120", user=f"whole-{how}"))
     await until(lambda: len(ground.upstream.served) == 2, "both requests reach the provider")
 
     ground.cluster.stop(how)
+    for gate in scripts.values():
+        gate.open()
     await until(
         lambda: all(request.outcome == "whole" for request in ground.upstream.served), "the provider is through"
     )
@@ -115,8 +119,9 @@ async def test_a_client_that_leaves_during_an_outage_is_booked_after_it(
 ) -> None:
     asker = Asker(fleet, ground)
     ground.upstream.script("words-12", Stream(words(3), hang_after=3))
-    task = asyncio.create_task(asker.ask(stream=True, user="left-in-the-dark"))
-    await until(lambda: ground.upstream.served and ground.upstream.served[0].events == 3, "the stream runs")
+    body, reply = asker.body(stream=True, user="left-in-the-dark"), Reply()
+    task = asyncio.create_task(Wire(fleet.port, keep=False).post(body, asker.headers(), reply=reply))
+    await until(lambda: DELIVERED.search(reply.body), "the stream runs")
     ground.cluster.stop()
     task.cancel()
     assert await asyncio.to_thread(ground.upstream.served[0].ended.wait, PATIENCE_SECONDS)
@@ -178,7 +183,7 @@ async def test_workers_under_load_outlast_restarts(ground: Ground, fleet: Fleet,
         first, once_more = sent.reply.body, await again.again(sent, idempotency_key=key)
         assert once_more.reply.headers["idempotent-replayed"] == "true"
         assert once_more.reply.body == first
-    found = await faults_of_sharing(ground, service, clients, "error-500")
+    found = await faults_of_sharing(ground, service, clients, "error-500", "html-502")
     async with clients.traffic(4, HEALTHY[:2]) as healthy:
         await asyncio.sleep(1)
     await settled(ground)

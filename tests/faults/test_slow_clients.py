@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.server.raw import CHAT, Connection
 from tests.servers import RunningServer, running_server
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
-PATIENCE_SECONDS = 60  # the body's grace is 30
+PATIENCE_SECONDS = 120  # the body's grace is 30
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def dribble(connection: Connection, piece: bytes) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     connection.socket.settimeout(1)
     while time.monotonic() < deadline:
-        connection.send(piece)
+        with suppress(ConnectionError):  # it has just been cut: what it was told can still be read
+            connection.send(piece)
         try:
             connection.buffer += connection.socket.recv(65_536)
         except TimeoutError:

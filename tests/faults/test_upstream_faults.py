@@ -39,12 +39,14 @@ def catalogue(whole_ground: Ground, service: Service) -> Iterator[None]:
     url = whole_ground.upstream.url
     lines = [
         "providers:",
-        f'  - {{name: failing, protocol: openai, base_url: "{url}", first_byte_timeout_s: 3, read_timeout_s: 3}}',
+        f'  - {{name: failing, protocol: openai, base_url: "{url}"}}',
+        f'  - {{name: hanging, protocol: openai, base_url: "{url}", first_byte_timeout_s: 3, read_timeout_s: 3}}',
         f'  - {{name: nobody, protocol: openai, base_url: "{nobody}"}}',
         "models:",
     ]
     for row in ROWS:
-        provider = "nobody" if row.stream.script is None else "failing"
+        provider = "hanging" if row.name.startswith("hangs") else "failing"  # 10 MB may take their time
+        provider = "nobody" if row.stream.script is None else provider
         bad = f"{{provider: {provider}, upstream_model: {model(row, 'bad')}, priority: 1}}"
         good = f"{{provider: scripted, upstream_model: {HEALTHY}, priority: 2}}"
         for kind, deployments in (("alone", bad), ("pair", f"{bad}, {good}")):

@@ -37,7 +37,7 @@ async def test_no_request_notices(ground: Ground, fleet: Fleet, valkey: Valkey, 
     events = 0
     async with clients.traffic(8) as healthy:
         await asyncio.sleep(1)  # without it
-        found = await faults_of_sharing(ground, service, clients, "error-500")
+        found = await faults_of_sharing(ground, service, clients, "error-500", "html-502")
         valkey.start()
         for _ in range(2):
             assert (await next_event(service.port, cookie))["status"] == "completed"

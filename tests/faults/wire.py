@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 180.0
 
 
 class _Left(Exception):
@@ -66,9 +66,11 @@ class Wire:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def post(self, body: bytes, headers: dict[str, str], goodbye: Goodbye | None = None) -> Reply:
-        goodbye = goodbye or Goodbye()
-        reply = Reply()
+    async def post(
+        self, body: bytes, headers: dict[str, str], goodbye: Goodbye | None = None, reply: Reply | None = None
+    ) -> Reply:
+        """A `reply` that is given can be looked at while it comes."""
+        goodbye, reply = goodbye or Goodbye(), reply or Reply()
         try:
             async with asyncio.timeout(goodbye.after_seconds or PATIENCE_SECONDS):
                 await self._exchange(body, headers, goodbye, reply)

@@ -13,7 +13,7 @@ STUB = {
     "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none",  # nobody listens there
     "MAX_BODY_BYTES": "100000",
     "CORS_ORIGINS": "https://app.example",
-    "DRAIN_SECONDS": "5",
+    "DRAIN_SECONDS": "30",
 }
 
 
@@ -32,8 +32,8 @@ def fresh_stub() -> Iterator[RunningServer]:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what happens in another process; fails after 20 s."""
-    deadline = time.monotonic() + 20
+    """Wait for what happens in another process; fails after a minute and a half: workers may have to start."""
+    deadline = time.monotonic() + 90
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)

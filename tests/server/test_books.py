@@ -50,7 +50,7 @@ def ask_for(connection: Connection, model: str, secret: str) -> None:
 
 
 def test_a_drain_loses_nothing_of_the_books(secret: str, upstream: Upstream) -> None:
-    with running_server({"DRAIN_SECONDS": "4"}) as server, ExitStack() as stack:
+    with running_server({"DRAIN_SECONDS": "60"}) as server, ExitStack() as stack:
         streams = {name: [stack.enter_context(Connection(server)) for _ in range(5)] for name in MODELS}
         for name, connections in streams.items():
             for connection in connections:
@@ -58,11 +58,12 @@ def test_a_drain_loses_nothing_of_the_books(secret: str, upstream: Upstream) -> 
         server.process.send_signal(signal.SIGTERM)
         for connection in streams["quick"]:
             assert drained(connection)[-1] == b"data: [DONE]\n\n"
+        server.process.send_signal(signal.SIGTERM)  # the time is up
         for connection in streams["endless"]:
             chunks = drained(connection, whole=False)
             assert b'"error"' in chunks[-1]
             assert b"[DONE]" not in b"".join(chunks)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(90) == 0
         assert_booked(server)
     until(lambda: Counter(served.outcome for served in upstream.served) == {"whole": 5, "gone": 5})
 

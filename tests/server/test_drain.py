@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.server.conftest import count, until
+from tests.server.conftest import STUB, count, until
 from tests.server.raw import Connection
-from tests.servers import RunningServer
+from tests.servers import RunningServer, running_server
 
 
 def test_it_lets_running_streams_end(fresh_stub: RunningServer) -> None:
@@ -28,7 +28,7 @@ def test_it_lets_running_streams_end(fresh_stub: RunningServer) -> None:
             assert chunks[-1] == b"data: [DONE]\n\n"
             assert chunk == b""  # the body ended as it should
             assert connection.closed
-    assert fresh_stub.process.wait(20) == 0
+    assert fresh_stub.process.wait(60) == 0
 
 
 def test_it_accepts_nothing_more_and_closes_what_is_idle(fresh_stub: RunningServer) -> None:
@@ -43,7 +43,7 @@ def test_it_accepts_nothing_more_and_closes_what_is_idle(fresh_stub: RunningServ
             Connection(fresh_stub)
         while running.chunk():
             pass
-    assert fresh_stub.process.wait(20) == 0
+    assert fresh_stub.process.wait(60) == 0
 
 
 def test_it_is_not_ready_while_it_drains(fresh_stub: RunningServer) -> None:
@@ -60,7 +60,7 @@ def test_it_is_not_ready_while_it_drains(fresh_stub: RunningServer) -> None:
         assert response.json()["reasons"] == ["draining"]
         assert response.headers["connection"] == "close"
         assert connection.closed
-    assert fresh_stub.process.wait(20) == 0
+    assert fresh_stub.process.wait(60) == 0
 
 
 def test_a_second_signal_hurries_it(fresh_stub: RunningServer) -> None:
@@ -82,16 +82,16 @@ def test_a_second_signal_hurries_it(fresh_stub: RunningServer) -> None:
         assert last is not None
         assert last.startswith(b'data: {"error":{')
         assert streaming.chunk() is None
-        assert fresh_stub.process.wait(20) == 0
+        assert fresh_stub.process.wait(60) == 0
     posts = [line for line in fresh_stub.request_lines() if line["method"] == "POST"]
     assert sorted((line["status"], line.get("broken", False)) for line in posts) == [(200, True), (503, False)]
 
 
-def test_it_cancels_what_does_not_end_in_time(fresh_stub: RunningServer) -> None:
-    with Connection(fresh_stub) as waiting:
+def test_it_cancels_what_does_not_end_in_time() -> None:
+    with running_server({**STUB, "DRAIN_SECONDS": "2"}) as server, Connection(server) as waiting:
         waiting.chat(do="wait")
-        until(lambda: count(fresh_stub, "waiting") == 1)
-        assert fresh_stub.stop() == 0
+        until(lambda: count(server, "waiting") == 1)
+        assert server.stop() == 0
         assert waiting.read().status == 503
 
 
@@ -104,4 +104,4 @@ def test_it_dies_at_once_by_kill(fresh_stub: RunningServer) -> None:
             fresh_stub.process.wait(0.3)
         except subprocess.TimeoutExpired:
             fresh_stub.process.kill()
-        assert fresh_stub.process.wait(20) == -signal.SIGKILL
+        assert fresh_stub.process.wait(60) == -signal.SIGKILL

@@ -50,11 +50,11 @@ def test_connections_that_work_are_not_closed_for_others(small: RunningServer) -
     with ExitStack() as stack:
         working = opened(stack, small, MOST)
         for connection in working:
-            connection.chat(do="stream", events=12, pause=0.1)
+            connection.chat(do="stream", events=30, pause=0.1)
             connection.head()
         waiting = stack.enter_context(Connection(small))  # the kernel has accepted it
         waiting.request("GET", "/livez")
-        assert all(len(connection.stream()) == 13 for connection in working)
+        assert all(len(connection.stream()) == 31 for connection in working)
         assert waiting.read().status == 200
     until(lambda: any(line["event"] == "full" for line in small.lines()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.server.conftest import count, until
 from tests.server.raw import CHAT, Connection
 from tests.servers import RunningServer
 
@@ -74,11 +75,14 @@ def test_a_websocket_that_is_none_is_no_defect_of_ours(stub: RunningServer) -> N
 
 
 def test_it_refuses_the_middle_header_before_the_application_runs(stub: RunningServer) -> None:
-    before = len(stub.request_lines())
+    before = count(stub, "started")
     with Connection(stub) as connection:
         connection.send(POST + b"bad header\r\nContent-Length: 2\r\n\r\n{}")
-        assert connection.read().status == 400
-    assert [line["status"] for line in stub.request_lines()[before:]] == [400]
+        response = connection.read()
+        assert response.status == 400
+    said = response.headers["x-request-id"]
+    until(lambda: [line["status"] for line in stub.request_lines() if line["request_id"] == said] == [400])
+    assert count(stub, "started") == before
 
 
 def test_it_takes_absolute_targets(stub: RunningServer) -> None:

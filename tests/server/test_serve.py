@@ -66,6 +66,14 @@ def who_answers(server: RunningServer) -> int:
     return int(ask(server, "GET", "/v1/state").json()["pid"])
 
 
+def refuses(server: RunningServer) -> bool:
+    try:
+        server.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def events(server: RunningServer) -> list[str]:
     return [str(line["event"]) for line in server.lines() if line.get("logger") == "gateway.server.master"]
 
@@ -101,7 +109,9 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_answers(served: Runni
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
     until(lambda: "worker died" in events(served))
-    assert who_answers(served) == max(before)
+    answered = who_answers(served)
+    assert answered == max(before) or events(served).count("worker ready") > 2  # so slow that the next is there
+    assert answered != victim
     until(lambda: len(pids(served)) == 2)
     (died,) = [line for line in served.lines() if line["event"] == "worker died"]
     assert (died["pid"], died["signal"]) == (victim, "SIGKILL")
@@ -157,18 +167,18 @@ def test_it_drains_and_ends_with_0(served: RunningServer) -> None:
         ask(served, "GET", "/livez")
         served.process.send_signal(signal.SIGTERM)
         until(lambda: sum(line["event"] == "draining" for line in served.lines()) >= 4)  # two by the reload
-        with pytest.raises(ConnectionRefusedError):
-            Connection(served)
+        until(lambda: refuses(served))  # each says that it drains, and closes its socket then
         arriving.send(b"Host: localhost\r\n\r\n")
         assert arriving.read().json()["reasons"] == ["draining"]
         assert len(streaming.stream()) == 31
-    assert served.process.wait(20) == 0
+    assert served.process.wait(60) == 0
     assert served.lines()[-1]["event"] == "stopped"
 
 
 def test_a_worker_that_hangs_says_where_and_is_replaced() -> None:
     command = (*SERVE[:-1], "1")
-    with running_server({**STUB, "HANG_SECONDS": "2"}, command=command) as server, Connection(server) as hanging:
+    with running_server({**STUB, "HANG_SECONDS": "5"}, command=command) as server, Connection(server) as hanging:
+        until(lambda: len(pids(server)) == 1)  # it may answer before the master has said so
         (before,) = pids(server)
         hanging.chat(do="hang")
         assert hanging.rest() == b""
@@ -181,7 +191,7 @@ def test_a_worker_that_hangs_says_where_and_is_replaced() -> None:
 def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "manage.py", "serve", *arguments]
     environment = server_environment({**STUB, **extra})
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
 
 
 def test_it_says_which_setting_is_wrong() -> None:
@@ -249,7 +259,7 @@ def test_signals_that_come_before_django_are_heard() -> None:
         "def start(arguments):\n    os.kill(os.getpid(), signal.SIGHUP)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "management.execute_from_command_line = start\nsys.argv = ['manage.py', 'serve']\nmanage.main()\nsys.exit(7)"
     )
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=180).returncode == 0
 
 
 def test_a_signal_that_waits_for_the_master_stops_it() -> None:
@@ -260,6 +270,6 @@ def test_a_signal_that_waits_for_the_master_stops_it() -> None:
     command = [sys.executable, "-m", "gateway.server.master", "--host", "127.0.0.1", "--port", "0"]
     command += ["--sizes", '{"workers": 1}', "--options", "{}"]
     ended = subprocess.run(
-        command, cwd=ROOT, env=server_environment(STUB), preexec_fn=tell, capture_output=True, timeout=60
+        command, cwd=ROOT, env=server_environment(STUB), preexec_fn=tell, capture_output=True, timeout=180
     )
     assert (ended.returncode, b'"stopping"' in ended.stderr) == (0, True)

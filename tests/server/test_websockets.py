@@ -28,21 +28,21 @@ def cookie() -> str:
 
 def open_feed(server: RunningServer, cookie: str = "", path: str = "/ws/feed/") -> ClientConnection:
     url = server.replace("http", "ws", 1) + path
-    return connect(url, origin=Origin(server), additional_headers={"Cookie": cookie})
+    return connect(url, origin=Origin(server), additional_headers={"Cookie": cookie}, open_timeout=60)
 
 
 def test_a_drain_closes_them_as_going_away(cookie: str) -> None:
     with running_server() as server:
         with open_feed(server, cookie) as feed:
-            assert json.loads(feed.recv(timeout=20)) == {"events": [], "left_out": 0}
-            assert feed.ping().wait(20)
+            assert json.loads(feed.recv(timeout=60)) == {"events": [], "left_out": 0}
+            assert feed.ping().wait(60)
             assert ask(server, "GET", "/livez").status == 200
             server.process.terminate()
             with pytest.raises(ConnectionClosed) as closed:
-                feed.recv(timeout=20)
+                feed.recv(timeout=60)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1001
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         assert not [line for line in server.lines() if line["level"] == "error"]
 
 
@@ -51,6 +51,6 @@ def test_strangers_and_unknown_paths_are_turned_away() -> None:
         with pytest.raises(InvalidStatus), open_feed(server, path="/ws/nothing/"):
             pass
         with open_feed(server) as feed, pytest.raises(ConnectionClosed):
-            feed.recv(timeout=20)
+            feed.recv(timeout=60)
         until(lambda: ask(server, "GET", "/livez").status == 200)
         assert not [line for line in server.lines() if line["level"] == "error"]

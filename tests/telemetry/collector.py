@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 KINDS = {2: "server", 3: "client"}
-WAIT_SECONDS = 20
+WAIT_SECONDS = 90
 
 
 @dataclass(frozen=True)

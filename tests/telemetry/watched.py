@@ -56,7 +56,7 @@ class Watched:
             f"{self.server}/v1/chat/completions",
             json={"model": model, "messages": [{"role": "user", "content": SECRET_WORDS}], **body},
             headers={"authorization": f"Bearer {secret or self.secret}", **(headers or {})},
-            timeout=30,
+            timeout=90,
         )
 
     def page(self) -> str:
@@ -72,8 +72,8 @@ class Watched:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what happens in another process; fails after a minute: two workers may have to start."""
-    deadline = time.monotonic() + 60
+    """Wait for what happens in another process; fails after two minutes: two workers may have to start."""
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
