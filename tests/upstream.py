@@ -156,7 +156,7 @@ class Upstream:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.run(ready)), name="upstream", daemon=True)
         self._thread.start()
-        if not ready.wait(10):
+        if not ready.wait(60):
             raise RuntimeError("the scripted upstream did not start")
         return self
 
