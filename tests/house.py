@@ -70,7 +70,7 @@ class House:
             input=given,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     def query(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:

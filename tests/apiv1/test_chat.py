@@ -245,8 +245,7 @@ async def test_a_stream_that_is_cut_is_booked_as_interrupted(post: Post) -> None
     parts = response._iterator
     await anext(parts)
     await parts.aclose()
-    for _ in range(200):
-        if records := await snapshots.read(lambda: list(UsageRecord.objects.all())):
-            break
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while not (records := await snapshots.read(lambda: list(UsageRecord.objects.all()))):
+            await asyncio.sleep(0.01)
     assert [record.status for record in records] == ["interrupted"]

@@ -22,7 +22,7 @@ from gateway.failover import services
 from gateway.failover.models import Circuit, HealthEvent, RecentResults
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 20.0  # this machine may be busy; what is promised is a second
+PATIENCE_S = 60.0  # this machine may be busy; what is promised is a second
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -108,6 +108,12 @@ def until_circuit(deployment: Deployment, **values: object) -> None:
     until(lambda: Circuit.objects.filter(deployment=deployment, **values).exists(), f"never {values}")
 
 
+def stay_open(deployment: Deployment) -> None:
+    """For longer than its five seconds: time enough to look at it."""
+    until_circuit(deployment, state="open")
+    Circuit.objects.filter(deployment=deployment).update(open_until=timezone.now() + timedelta(minutes=5))
+
+
 def half_open(deployment: Deployment) -> None:
     """As if the time had passed."""
     Circuit.objects.filter(deployment=deployment).update(open_until=timezone.now() - timedelta(seconds=1))
@@ -123,6 +129,7 @@ Start = Callable[[int], list[Process]]
 def test_it_opens_in_one_process_and_is_open_in_all(processes: Start, deployment: Deployment) -> None:
     one, two = processes(2)
     assert one.ask("fail", deployment, 5) == "open"
+    stay_open(deployment)
     until_state(two, deployment, "open")
     circuit = Circuit.objects.get()
     assert (circuit.state, circuit.openings) == ("open", 1)
@@ -134,6 +141,7 @@ def test_it_opens_in_one_process_and_is_open_in_all(processes: Start, deployment
 def test_it_closes_in_all_when_the_probe_of_one_was_good(processes: Start, deployment: Deployment) -> None:
     one, two = processes(2)
     one.ask("fail", deployment, 5)
+    stay_open(deployment)
     until_state(two, deployment, "open")
     half_open(deployment)
     until_state(two, deployment, "half_open")
@@ -147,6 +155,7 @@ def test_it_closes_in_all_when_the_probe_of_one_was_good(processes: Start, deplo
 def test_it_hands_out_one_probe_whoever_asks(processes: Start, deployment: Deployment) -> None:
     found = processes(4)
     found[0].ask("fail", deployment, 5)
+    stay_open(deployment)
     for process in found:
         until_state(process, deployment, "open")
     for lap in range(5):
@@ -202,9 +211,9 @@ def test_it_frees_the_probe_of_a_client_that_left(processes: Start, deployment: 
 
 def test_it_rests_in_all(processes: Start, deployment: Deployment) -> None:
     one, two = processes(2)
-    assert one.ask("rest", deployment, 40) == "resting"
+    assert one.ask("rest", deployment, 400) == "resting"
     until_state(two, deployment, "resting")
-    assert 20 < two.ask("opens_in", deployment) <= 40
+    assert 200 < two.ask("opens_in", deployment) <= 400
     one.ask("rest", deployment, 5)  # sooner over: no news
     assert events(deployment) == [("closed", "resting")]
 
@@ -223,6 +232,7 @@ def test_it_obeys_a_person_everywhere(processes: Start, deployment: Deployment, 
     until(lambda: found[0].ask("fail", deployment, 9) == "closed", "it does not try always")
     services.put_back(deployment=deployment, by=admin)
     until(lambda: found[0].ask("fail", deployment, 5) == "open", "its answers never decided again")
+    until_circuit(deployment, state="open")  # it has told so: what comes later than a person's word would stand
     services.forget_failures(deployment=deployment, by=admin)
     for process in found:
         until_state(process, deployment, "closed")

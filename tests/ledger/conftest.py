@@ -80,7 +80,12 @@ def order(acme: APIKey, chat_model: Model) -> Callable[..., Order]:
 
 
 @pytest.fixture
-def desk(transactional_db: None) -> Iterator[Desk]:
+def desk(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """It beats once, when it begins: a test that has it die must not see it come to life again. And it is patient:
+    that a busy machine is slow is not what these tests are about, but for those that say so themselves."""
+    monkeypatch.setattr("gateway.ledger.writer.BEAT_SECONDS", 3600.0)
+    for patience in ("desk.ADMISSION_SECONDS", "writer.PARKED_PATIENCE_SECONDS", "writer.STUCK_SECONDS"):
+        monkeypatch.setattr(f"gateway.ledger.{patience}", 60.0)
     connection.close()
     desk = Desk()
     yield desk

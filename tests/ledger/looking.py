@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from gateway.ledger.items import Ending, Order
 from gateway.upstreams.base import Usage
 
 MakeOrder = Callable[..., Order]
+PATIENCE_SECONDS = 60
 WHOLE = Ending("completed", Usage(input_tokens=1000, cached_input_tokens=0, output_tokens=500))
 
 
@@ -20,13 +22,12 @@ async def db(function: Callable[..., Any], *args: Any) -> Any:
     return await sync_to_async(function, thread_sensitive=True)(*args)
 
 
-async def until(condition: Callable[[], bool], tries: int = 400) -> None:
-    """Wait for what another thread does; bounded by count."""
-    for _ in range(tries):
-        if await db(condition):
-            return
+async def until(condition: Callable[[], bool], otherwise: str = "it did not come to pass") -> None:
+    """Wait for what another thread does."""
+    by = time.monotonic() + PATIENCE_SECONDS
+    while not await db(condition):
+        assert time.monotonic() < by, otherwise
         await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to pass")
 
 
 def other_connection() -> Any:

@@ -262,7 +262,7 @@ async def test_its_queue_is_seen_while_the_database_hangs(
 
     def hang(*args: Any, **how: Any) -> Any:
         hangs.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return call(*args, **how)
 
     monkeypatch.setattr(desk.writer.link, "call", hang)
@@ -281,7 +281,7 @@ async def test_stop_writes_what_was_given(order: MakeOrder) -> None:
     mine = await db(order)
     await desk.admit(mine)
     desk.writer.queue.put(Ticket(mine.settlement(WHOLE)))
-    assert desk.stop(5) == 0
+    assert desk.stop(60) == 0
     assert await db(UsageRecord.objects.count) == 1
 
 

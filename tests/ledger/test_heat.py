@@ -24,6 +24,7 @@ from tenants.models import APIKey
 from tests.limits.conftest import limited, rule
 from tests.limits.desk_process import spread_everything
 from tests.limits.processes import Process, process
+from tests.limits.test_shard_races import until_somebody_waits
 
 __all__ = ["limited", "process", "rule"]
 
@@ -68,8 +69,8 @@ def test_processes_that_fight_for_a_tenant_get_rows(
     process: Callable[[int], Process],
 ) -> None:
     mine = rule(metric="tokens", per="day", amount=10**6)
-    order, other = limited(), process(0)
-    monkeypatch.setattr(link, "_SESSION", link._SESSION.replace("'100ms'", "'8s'"))  # longer than it waits here
+    order, other, looking = limited(), process(0), process(0)
+    monkeypatch.setattr(link, "_SESSION", link._SESSION.replace("'100ms'", "'60s'"))  # longer than it waits here
     desk = Desk()
     try:
         for _ in range(20):
@@ -79,7 +80,8 @@ def test_processes_that_fight_for_a_tenant_get_rows(
             other.run("SELECT id FROM ledger_counter WHERE scope = 'tenant' FOR UPDATE")
             thread = threading.Thread(target=asyncio.run, args=(ask(desk, order),))
             thread.start()
-            time.sleep(3 * ENOUGH_MS / 1000)
+            until_somebody_waits(looking)
+            time.sleep(2 * ENOUGH_MS / 1000)
         thread.join()
         number = desk.writer.heat.shard_of(acme.tenant_id)
         assert number == desk.writer.link.shard > 0
@@ -126,12 +128,12 @@ async def test_a_client_that_leaves_before_it_is_decided_on_all_rows_leaves_noth
 
     def leave() -> None:
         loop.call_soon_threadsafe(task.cancel)
-        left.wait(10)
+        left.wait(60)
 
     then.append(leave)
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.to_thread(desk.stop, 5)
+    await asyncio.to_thread(desk.stop, 60)
     assert desk.writer.unwritten == 0
     assert not await Hold.objects.aexists()
     assert (await sync_to_async(verify)()).drift == []
@@ -143,9 +145,9 @@ async def test_a_desk_that_stops_still_decides_on_all_rows(
     desk, then = busy
     await sync_to_async(rule)(metric="in_flight", per="", amount=1)
     order = await sync_to_async(limited)()
-    then.append(lambda: desk.writer.stop(5))
+    then.append(lambda: desk.writer.stop(60))
     assert await desk.admit(order) == ("ok", None)
-    await asyncio.to_thread(desk.writer.join, 10)
+    await asyncio.to_thread(desk.writer.join, 60)
     assert desk.writer.unwritten == 0
     assert await Hold.objects.acount() == 1
     assert then == []

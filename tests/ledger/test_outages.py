@@ -180,16 +180,18 @@ async def test_a_database_that_does_not_answer_is_a_503_at_once(
     desk: Desk, order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = await db(order)
-    stopped = threading.Event()
+    asked, stopped = threading.Event(), threading.Event()
     call = desk.writer.link.call
 
     def hang(items: Any, **how: Any) -> Any:
-        stopped.wait(30)
+        asked.set()
+        stopped.wait(60)
         return call(items, **how)
 
-    monkeypatch.setattr("gateway.ledger.writer.STUCK_SECONDS", 0.1)
     monkeypatch.setattr(desk.writer.link, "call", hang)
     waiting = asyncio.create_task(desk.admit(mine))
+    await until(asked.is_set)
+    monkeypatch.setattr("gateway.ledger.writer.STUCK_SECONDS", 0.1)  # not before: a slow start is not stuck
     await until(lambda: not desk.alive)
     with pytest.raises(Unavailable):
         await desk.admit(await db(order))

@@ -159,11 +159,15 @@ def main() -> None:
     plan = json.loads(sys.stdin.readline())
     settings.DATABASES["default"].update(plan["database"])
     django.setup()
-    from gateway.ledger import link
+    from gateway.ledger import desk as desks
+    from gateway.ledger import link, writer
     from gateway.ledger.desk import Desk
 
-    # Longer than the database takes to find a deadlock: a time-out must not hide one.
-    link._SESSION = link._SESSION.replace("lock_timeout = '100ms'", "lock_timeout = '8s'")
+    # Longer than the database takes to find a deadlock: a time-out must not hide one. Nor is a machine that stands
+    # still for some seconds what the tests are about.
+    link._SESSION = link._SESSION.replace("lock_timeout = '100ms'", "lock_timeout = '30s'")
+    link._SESSION = link._SESSION.replace(f"'{link.STATEMENT_TIMEOUT_MS}ms'", "'60s'")
+    desks.ADMISSION_SECONDS = writer.STUCK_SECONDS = 60.0
     ears = Ears()
     logging.getLogger("gateway.ledger").addHandler(ears)
     desk = Desk()
@@ -176,7 +180,7 @@ def main() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     counts = asyncio.run(work(desk, plan))
-    left = desk.stop(10)
+    left = desk.stop(60)
     print(json.dumps({"counts": counts, "left": left, "heard": ears.heard}), flush=True)
 
 

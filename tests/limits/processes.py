@@ -20,7 +20,7 @@ from gateway.identifiers import uuid7
 from gateway.ledger.items import Item, Order
 from gateway.limits.claims import Claim
 
-LOCK_TIMEOUT_MS = 8000  # longer than the database takes to find a deadlock
+LOCK_TIMEOUT_MS = 30_000  # longer than the database takes to find a deadlock, and a busy machine to end a batch
 
 
 class Process:

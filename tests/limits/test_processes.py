@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 PRICE = 150  # nano-units of an input token; an output token is four times as dear
 CHARGE = (USAGE["input"] + 4 * USAGE["output"]) * PRICE
 TOKENS = USAGE["input"] + USAGE["output"]
+PATIENCE_SECONDS = 120
+Child = subprocess.Popen[bytes]
 
 
 class Desks:
@@ -37,10 +39,11 @@ class Desks:
 
     def __init__(self) -> None:
         self.hot = True
-        self.running: list[subprocess.Popen[str]] = []
-        self.killed: list[subprocess.Popen[str]] = []
+        self.running: list[Child] = []
+        self.begun: list[Child] = []
+        self.killed: list[Child] = []
 
-    def start(self, *keys: APIKey, processes: int = 1, **plan: Any) -> list[subprocess.Popen[str]]:
+    def start(self, *keys: APIKey, processes: int = 1, **plan: Any) -> list[Child]:
         names = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
         plan = {"cap": 100, "lanes": 6, "requests": 400, "patience": 12} | plan
         plan["database"] = {name: connection.settings_dict[name] for name in names}
@@ -53,7 +56,7 @@ class Desks:
                 env={**os.environ, "DJANGO_SETTINGS_MODULE": "gateway.settings"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
+                bufsize=0,  # a line that was heard takes nothing with it of what `communicate` will read
             )
             plan["hot"] = self.hot and len(self.running + started) % 2 == 1
             tell(process, json.dumps(plan))
@@ -61,13 +64,16 @@ class Desks:
         self.running += started
         return started
 
-    def go(self) -> None:
-        for process in self.running:
+    def go(self, *which: Child) -> None:
+        """These begin; without any, all that have not."""
+        chosen = which or tuple(process for process in self.running if process not in self.begun)
+        for process in chosen:
             hear(process, "ready")
-        for process in self.running:
+        for process in chosen:
             tell(process, "go")
+        self.begun += chosen
 
-    def kill(self, process: subprocess.Popen[str]) -> None:
+    def kill(self, process: Child) -> None:
         """As kill -9 does."""
         self.killed.append(process)
         process.kill()
@@ -76,7 +82,7 @@ class Desks:
         """Of those that were not killed; they have ended."""
         found = []
         for process in self.running:
-            out, _ = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=300)
             if process not in self.killed:
                 assert process.returncode == 0, out
                 found.append(json.loads(out.splitlines()[-1]))
@@ -88,15 +94,15 @@ class Desks:
         return self.reports()
 
 
-def tell(process: subprocess.Popen[str], line: str) -> None:
+def tell(process: Child, line: str) -> None:
     assert process.stdin is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
+    process.stdin.write(line.encode() + b"\n")
 
 
-def hear(process: subprocess.Popen[str], line: str) -> None:
+def hear(process: Child, line: str) -> None:
+    """Of a process that says so whatever the others do: it runs alone, or there is enough for all."""
     assert process.stdout is not None
-    assert process.stdout.readline().strip() == line
+    assert process.stdout.readline().decode().strip() == line
 
 
 def admitted(reports: list[dict[str, Any]]) -> int:
@@ -115,7 +121,8 @@ def desks(chat_model: Model) -> Iterator[Desks]:
 
 def until_left() -> None:
     """The sessions of desks that are gone have ended too: what they had begun is committed or undone."""
-    for _ in range(500):
+    by = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < by:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'counterfoil desk'"
@@ -125,6 +132,14 @@ def until_left() -> None:
                 return
         time.sleep(0.02)
     raise AssertionError("a desk's session is still there")
+
+
+def until_booked(count: int) -> None:
+    """So many requests have ended, whoever made them."""
+    by = time.monotonic() + PATIENCE_SECONDS
+    while (found := UsageRecord.objects.count()) < count:
+        assert time.monotonic() < by, f"{found} records, and not {count}"
+        time.sleep(0.01)
 
 
 def deadlocks() -> int:
@@ -197,11 +212,10 @@ def test_a_hard_budget_is_never_exceeded_and_used_to_its_end(
     mine = rule(metric="spend", per="month", currency="USD", amount=budget, hold="hard")
     desks.start(acme, processes=4)
     desks.go()
-    seen = []
-    while any(process.poll() is None for process in desks.running):
+    seen, work = [], True
+    while work:
+        work = len(seen) < 20_000 and any(process.poll() is None for process in desks.running)
         seen.append(sum(int(c.used + c.held) for c in LimitCounter.objects.filter(rule_id=mine.pk)))
-        if len(seen) > 20_000:
-            break
         time.sleep(0.01)
     reports = desks.reports()
     assert 0 < max(seen) <= budget
@@ -256,15 +270,17 @@ def test_tenants_that_share_a_models_limits_never_deadlock(
     ]
     rule(tenant=globex.tenant, metric="requests", per="day", amount=10**6)
     rule(metric="in_flight", per="", amount=1000)
-    desks.start(acme, globex, processes=2, requests=60)
-    desks.start(globex, acme, processes=2, requests=60)
-    desks.go()
+    first = desks.start(acme, globex, processes=2, requests=14)
+    first += desks.start(globex, acme, processes=2, requests=14)
+    (last,) = desks.start(globex, acme, requests=5)  # the others leave it something: they are 48 lanes
+    desks.go(*first)
     later = [("requests", "day", "both", 10**6), ("in_flight", "", "both", 1000), ("tokens", "minute", "both", 10**9)]
     later += [("tokens", "minute", "input", 10**9), ("tokens", "day", "output", 10**9)]
     added = []
     for metric, per, counted, amount in later:
-        hear(desks.running[0], "settled")
+        hear(first[0], "settled")
         added.append(rule(model=chat_model, metric=metric, per=per, tokens=counted, amount=amount))
+    desks.go(last)
     reports = desks.reports()
     until_left()
     assert deadlocks() == before
@@ -286,11 +302,14 @@ def test_a_killed_process_leaves_no_holds_and_no_drift(
     (victim,) = desks.start(acme)
     (holder,) = desks.start(acme, lanes=3, linger=True)
     desks.start(acme, processes=2)
-    desks.go()
+    desks.go(holder)
     for _ in range(3):
         hear(holder, "holding")
-    desks.kill(holder)
+    desks.go(victim)
     hear(victim, "settled")
+    desks.go()
+    until_booked(30)
+    desks.kill(holder)
     desks.kill(victim)
     reports = desks.reports()
     until_left()

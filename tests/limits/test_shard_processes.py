@@ -25,6 +25,7 @@ from tests.limits.test_processes import (
     records,
     total_used,
     true_books,
+    until_booked,
     until_left,
 )
 
@@ -77,15 +78,18 @@ def test_a_killed_process_with_rows_leaves_no_holds_and_no_drift(
     minute = rule(metric="tokens", per="minute", amount=400 * TOKENS)
     (victim,) = desks.start(acme, shards=True)
     (holder,) = desks.start(acme, lanes=3, linger=True, shards=True)
-    (mixed,) = desks.start(acme)
+    desks.start(acme)
     desks.start(acme, shards=True)
-    desks.go()
+    desks.go(holder)
     for _ in range(3):
         hear(holder, "holding")
-    desks.kill(holder)
+    desks.go(victim)
     hear(victim, "settled")
+    desks.go()
+    until_booked(20)
+    desks.kill(holder)
     desks.kill(victim)
-    hear(mixed, "settled")
+    until_booked(40)
     for enabled in (False, True):
         budget.enabled = enabled
         budget.amount += 15 * CHARGE

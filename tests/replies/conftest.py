@@ -21,7 +21,7 @@ from tests.servers import RunningServer, running_server
 from tests.upstream import Served, Upstream
 from tests.upstream_scripts import Script
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 MAX_BYTES = 64 * 1024
 PROVIDER_KEY = "sk-of-the-provider"
 PRICE = '[{effective_from: 2026-01-01, currency: USD, input: "1", output: "2"}]'
@@ -54,7 +54,7 @@ class Shop:
         key: str | None = None,
         server: str = "",
         secret: str = "",
-        timeout: float = 30,
+        timeout: float | tuple[float, float] = 60,
         headers: dict[str, str] | None = None,
         raw: bytes = b"",
         **body: Any,
@@ -73,6 +73,15 @@ class Shop:
             stream=bool(body.get("stream")),
             timeout=timeout,
         )
+
+    def ask_until_answered(self, **asked: Any) -> requests.Response:
+        """As official clients do: who is told that the first is still being answered comes again."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (answer := self.ask(**asked)).status_code == 409:
+            if answer.json()["error"]["code"] != "idempotency_key_in_use":
+                break
+            assert time.monotonic() < deadline, "the first request is still being answered"
+        return answer
 
     def body(self, **more: Any) -> dict[str, Any]:
         hello = [{"role": "user", "content": "What is in the parcel?"}]

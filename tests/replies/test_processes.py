@@ -7,15 +7,19 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import pytest
 import requests
 
 from tests.replies.conftest import Shop
 from tests.servers import RunningServer, running_server
-from tests.upstream_scripts import Answer, Stream, hang, words
+from tests.upstream_scripts import Answer, Exchange, Stream, hang, words
 
+# It gives up waiting long before a second look could tell that the other process is dead.
+IMPATIENT = {"SSE_KEEP_ALIVE_SECONDS": "6", "WHOLE_KEEP_ALIVE_SECONDS": "6"}
 # As if it had sent its last heartbeat that long ago.
+JUST_NOW = "UPDATE ledger_process SET heartbeat_at = now() WHERE id = %s RETURNING id"
 LATE = "UPDATE ledger_process SET heartbeat_at = now() - interval '20 s' WHERE id = %s RETURNING id"
 SUSPECTED = "UPDATE replies_keptreply SET suspected_at = now() - interval '7 s' WHERE id = %s RETURNING id"
 ENDED = "UPDATE ledger_process SET ended_at = now() WHERE id = %s RETURNING id"
@@ -42,11 +46,13 @@ def _ask(shop: Shop, server: RunningServer, stream: bool) -> None:
 def test_a_killed_process_gives_its_requests_up(shop: Shop, stream: bool) -> None:
     """By its heartbeat, seen missing twice; whoever looks only once must wait."""
     process_id = killed(shop, stream=stream)
-    again = shop.ask(stream=stream)  # it beat just now
-    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
-    assert shop.kept("running")["suspected_at"] is None
-    shop.house.query(LATE, [process_id])
-    assert shop.ask(stream=stream).status_code == 409
+    with running_server({**shop.house.environment, **IMPATIENT}) as other:
+        shop.house.query(JUST_NOW, [process_id])
+        again = shop.ask(server=other, stream=stream)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+        assert shop.kept("running")["suspected_at"] is None
+        shop.house.query(LATE, [process_id])
+        assert shop.ask(server=other, stream=stream).status_code == 409
     row = shop.kept("running")
     assert row["suspected_at"] is not None
     shop.house.query(SUSPECTED, [row["id"]])
@@ -64,11 +70,17 @@ def test_a_process_that_is_known_to_have_ended_gives_them_up_at_once(shop: Shop)
 
 def test_a_crowd_in_a_killed_process_is_answered_and_charged_once(shop: Shop) -> None:
     """Killed at any moment: while some wait for their first byte, some are half through and some were kept."""
-    keys = [uuid.uuid4().hex for _ in range(24)]
+    keys, come, dead = [uuid.uuid4().hex for _ in range(24)], count(), threading.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        if next(come) >= 20 and not dead.is_set():
+            await exchange.hang()  # so some are never through
+        await Stream(words(10), interval=0.03)(exchange)
+
+    shop.upstream.script("chat-v1", answer)
     with running_server(shop.house.environment) as server:
 
         def first(number: int) -> bool:
-            shop.upstream.script("chat-v1", Stream(words(10), interval=0.03))
             time.sleep(number * 0.05)
             try:
                 return shop.ask(server=server, key=keys[number], stream=True).content.endswith(b"[DONE]\n\n")
@@ -77,10 +89,10 @@ def test_a_crowd_in_a_killed_process_is_answered_and_charged_once(shop: Shop) ->
 
         with ThreadPoolExecutor(len(keys)) as pool:
             asking = [pool.submit(first, number) for number in range(len(keys))]
-            while len(shop.records_so_far()) < 4:
-                time.sleep(0.01)
+            shop._until(lambda: len(shop.records_so_far()) >= 4, "fewer than 4 records")
             process_id = shop.records_so_far()[0]["process_id"]
             server.stop(signal.SIGKILL)
+            dead.set()
             done = [future.result() for future in asking]
     assert sum(done) < len(keys)
     shop.house.query(ENDED, [process_id])
@@ -100,6 +112,7 @@ def test_it_finishes_what_its_client_left_before_it_stops(shop: Shop) -> None:
         with shop.ask(server=server, stream=True) as broken:
             next(broken.iter_lines(chunk_size=1))
         assert server.stop() == 0
+    assert served()[0].ended.wait(60)
     assert served()[0].outcome == "whole"
     again = shop.ask(stream=True)
     assert again.headers["idempotent-replayed"] == "true"
@@ -125,6 +138,6 @@ def test_a_second_process_that_is_asked_while_the_first_drains_waits_for_it(shop
         with shop.ask(server=server, stream=True) as broken:
             next(broken.iter_lines(chunk_size=1))
         server.process.send_signal(signal.SIGTERM)
-        again = shop.ask(stream=True)
+        again = shop.ask_until_answered(stream=True)
     assert again.headers["idempotent-replayed"] == "true"
     shop.records()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from gateway.errors import InvalidRequest, RateLimited, UpstreamError, UpstreamTimeout
 from gateway.upstreams.base import Face, Target, Usage
+from gateway.upstreams.client import STREAM_GRACE_S
 from gateway.upstreams.openai import OpenAIAdapter
 from tests import upstream_scripts as scripts
 from tests.upstream import Upstream
@@ -168,15 +170,21 @@ async def test_bytes_cut_anywhere_never_look_complete(
 
 async def test_a_stalled_stream_is_a_timeout(adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget) -> None:
     upstream.queue(scripts.Stream(hang_after=2))
-    stream = await adapter.open_stream(target(read_timeout_s=0.2), STREAM, FACE)
+    stream = await adapter.open_stream(target(first_byte_timeout_s=60, read_timeout_s=0.5), STREAM, FACE)
     with pytest.raises(UpstreamTimeout):
         await collect(stream)
-    assert await asyncio.to_thread(upstream.served[0].ended.wait, 5)
+    assert await asyncio.to_thread(upstream.served[0].ended.wait, 60)
     assert stream.usage == Usage(11, output_tokens=1, estimated=True)
 
 
+async def until(holds: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
 async def gone(upstream: Upstream) -> bool:
-    return await asyncio.to_thread(upstream.served[0].ended.wait, 2) and upstream.served[0].outcome == "gone"
+    return await asyncio.to_thread(upstream.served[0].ended.wait, 60) and upstream.served[0].outcome == "gone"
 
 
 async def test_cancelling_while_opening_closes_the_connection(
@@ -186,6 +194,7 @@ async def test_cancelling_while_opening_closes_the_connection(
         upstream.reset()
         upstream.queue(script)
         task = asyncio.create_task(adapter.open_stream(target(), STREAM, FACE))
+        await until(lambda: upstream.served)
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -199,7 +208,8 @@ async def test_cancelling_while_iterating_closes_the_connection(
     upstream.queue(scripts.Stream(hang_after=2))
     stream = await adapter.open_stream(target(), STREAM, FACE)
     task = asyncio.create_task(collect(stream))
-    await asyncio.sleep(0.1)
+    await until(lambda: stream.usage.output_tokens == 1)
+    await asyncio.sleep(0.05)  # it waits for more
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -218,6 +228,13 @@ async def test_closing_closes_the_connection(adapter: OpenAIAdapter, upstream: U
     assert [piece async for piece in stream] == []
 
 
+def rested(adapter: OpenAIAdapter) -> bool:
+    """A connection is back, and has been for as long as one rests between two requests."""
+    pool = adapter._client._pools[True]
+    back = [since for resting in pool._conns.values() for _, since in resting]
+    return any(time.monotonic() - since >= STREAM_GRACE_S for since in back)
+
+
 @pytest.mark.parametrize("script", [scripts.Stream(), scripts.Stream(done=False), scripts.Stream(joined=True)])
 async def test_a_connection_that_was_read_to_its_end_is_used_again(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget, script: scripts.Script
@@ -228,7 +245,7 @@ async def test_a_connection_that_was_read_to_its_end_is_used_again(
         stream = await adapter.open_stream(target(), STREAM, FACE)
         await collect(stream)
         await stream.aclose()
-        await asyncio.sleep(0.1)  # the last bytes of the body come after [DONE], and then it rests
+        await until(lambda: rested(adapter))  # the last bytes of the body come after [DONE]
     assert upstream.connections == before + 1
 
 

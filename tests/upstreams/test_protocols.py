@@ -117,7 +117,7 @@ async def test_who_leaves_takes_the_provider_along(speak: Speak, protocol: str) 
     stream = await spoken.open()
     await anext(aiter(stream))
     await stream.aclose()
-    assert await asyncio.to_thread(spoken.fake.served[-1].ended.wait, 5)
+    assert await asyncio.to_thread(spoken.fake.served[-1].ended.wait, 60)
     assert spoken.fake.served[-1].outcome == "gone"
     assert stream.usage.estimated
 

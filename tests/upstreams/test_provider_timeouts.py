@@ -15,7 +15,7 @@ from gateway.upstreams.client import Client
 from gateway.upstreams.openai import OpenAIAdapter
 from tests import upstream_scripts as scripts
 from tests.upstream import Upstream
-from tests.upstreams.conftest import FACE, REQUEST, collect
+from tests.upstreams.conftest import FACE, REQUEST, collect, text_in
 from tests.upstreams.test_response import LARGE, serving
 
 MakeTarget = Callable[..., Target]
@@ -50,23 +50,24 @@ async def test_the_first_byte_of_the_body_is_waited_for(
     stream: bool,
 ) -> None:
     upstream.queue(script)
-    late = await fails(adapter, target(first_byte_timeout_s=0.2, read_timeout_s=60), stream=stream)
+    seconds = 0.2 if phase == "sent" else 1.0  # time enough for the headers to come
+    late = await fails(adapter, target(first_byte_timeout_s=seconds, read_timeout_s=60), stream=stream)
     assert isinstance(late, UpstreamTimeout)
     assert (late.phase, late.upstream_status) == (phase, status)
-    assert await asyncio.to_thread(upstream.served[0].ended.wait, 5)
+    assert await asyncio.to_thread(upstream.served[0].ended.wait, 60)
 
 
 async def test_headers_do_not_start_the_wait_anew(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget
 ) -> None:
     async def script(exchange: scripts.Exchange) -> None:
-        await exchange.pause(0.3)
+        await exchange.pause(0.4)
         await exchange.head(200, SSE)
-        await exchange.pause(0.3)
+        await exchange.pause(1.0)
         await exchange.write(b"data: {}\n\n")
 
     upstream.queue(script)
-    late = await fails(adapter, target(first_byte_timeout_s=0.5, read_timeout_s=60), stream=True)
+    late = await fails(adapter, target(first_byte_timeout_s=1.2, read_timeout_s=60), stream=True)
     assert (late.status, late.phase) == (504, "head")
 
 
@@ -83,9 +84,10 @@ async def test_the_first_byte_may_take_longer_than_the_next(
 async def test_a_silence_between_pieces_may_last_as_long_as_it_says(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget
 ) -> None:
-    upstream.queue(scripts.Stream(interval=0.25))
-    stream = await adapter.open_stream(target(first_byte_timeout_s=0.2, read_timeout_s=5), REQUEST, FACE)
-    assert len(await collect(stream)) == 5
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":%b}]}\n\n'
+    upstream.queue(scripts.Raw((event % b"null", 1.3, event % b'"stop"', b"data: [DONE]\n\n"), headers=SSE))
+    stream = await adapter.open_stream(target(first_byte_timeout_s=1, read_timeout_s=60), REQUEST, FACE)
+    assert text_in(await collect(stream)) == "xx"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -102,9 +104,9 @@ async def test_the_whole_call_may_take_only_so_long(
     adapter: OpenAIAdapter, upstream: Upstream, target: MakeTarget, script: scripts.Script, phase: str, stream: bool
 ) -> None:
     upstream.queue(script)
-    late = await fails(adapter, target(total_timeout_s=0.4), stream=stream)
+    late = await fails(adapter, target(total_timeout_s=0.4 if phase == "sent" else 1.0), stream=stream)
     assert isinstance(late, UpstreamTimeout) and late.phase == phase
-    assert await asyncio.to_thread(upstream.served[0].ended.wait, 5)
+    assert await asyncio.to_thread(upstream.served[0].ended.wait, 60)
     assert upstream.served[0].outcome == "gone"
 
 
@@ -112,9 +114,9 @@ async def test_it_ends_a_call_that_nobody_is_reading(upstream: Upstream, target:
     """A client that takes its time must not keep the provider at work for longer than the whole may take."""
     upstream.queue(scripts.Raw((b"x", *DRIP), headers=SSE))
     client = Client()
-    response = await client.post(target(total_timeout_s=0.3), "/chat/completions", b"{}")
+    response = await client.post(target(total_timeout_s=1.0), "/chat/completions", b"{}")
     assert await response.read()
-    assert await asyncio.to_thread(upstream.served[0].ended.wait, 5)
+    assert await asyncio.to_thread(upstream.served[0].ended.wait, 60)
     await asyncio.sleep(0.05)  # the connection's own end has been noticed, too
     with pytest.raises(UpstreamTimeout):
         while await response.read():

@@ -123,7 +123,7 @@ async def test_leaving_in_the_middle_of_sending_closes_the_connection(client: Cl
         task = asyncio.create_task(client.post(target, "/chat", LARGE))
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 60)
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b""])
@@ -143,7 +143,7 @@ async def test_our_own_pauses_are_not_the_providers_silence(client: Client) -> N
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nfirst")
         await reader.read()
 
-    async with serving(talk, read_timeout_s=0.2) as target:
+    async with serving(talk, first_byte_timeout_s=60, read_timeout_s=0.2) as target:
         response = await client.post(target, "/chat", b"{}")
         assert await response.read() == b"first"
         await asyncio.sleep(0.5)
@@ -166,7 +166,7 @@ async def test_dropping_an_answer_hangs_up(client: Client) -> None:
         response = await client.post(target, "/chat", b"{}")
         del response
         gc.collect()
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_it_speaks_tls(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

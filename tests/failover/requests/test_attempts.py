@@ -16,6 +16,7 @@ from gateway.catalogue.models import Deployment, Model, Provider
 from gateway.failover.board import Board
 from gateway.ledger.models import Attempt, UsageRecord
 from tenants.models import APIKey
+from tests.failover.requests.conftest import together
 from tests.upstream import Upstream
 from tests.upstream_scripts import Answer, Stream, drop, error, hang, html
 
@@ -28,7 +29,7 @@ def asked(upstream: Upstream) -> list[str]:
 
 async def books() -> tuple[UsageRecord, list[Attempt]]:
     """Of the one request. Nobody waits for the record of a refusal, so it may come a moment later."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await UsageRecord.objects.aexists():
             await asyncio.sleep(0.01)
     record = await UsageRecord.objects.aget()
@@ -234,8 +235,11 @@ async def test_a_model_whose_providers_all_fail_says_so_at_once(upstream: Upstre
     statuses = [(await ask()).status_code for _ in range(7)]
     assert statuses == [502] * 5 + [503] * 2
     response = await ask()
-    assert 1 <= int(response.headers["retry-after"]) <= 6
+    assert 1 <= int(response.headers["retry-after"]) <= 41
     assert len(asked(upstream)) == 5
+    async with asyncio.timeout(60):  # nobody waits for the record of a failure
+        while await UsageRecord.objects.acount() < 5:
+            await asyncio.sleep(0.01)
     assert await UsageRecord.objects.acount() == 5  # a refusal before the provider leaves no record
 
 
@@ -295,7 +299,7 @@ async def test_those_who_come_at_once_are_spread(upstream: Upstream, served: Ser
     same = [{"upstream_model": name, "priority": 0, "weight": weight} for name, weight in (("one", 1), ("two", 2))]
     await sync_to_async(served)("acme-chat", *same, strategy="least_busy")
     for name in ("one", "two"):
-        upstream.script(name, Answer(delay=0.3))
+        upstream.script(name, together(upstream, 12))
     await asyncio.gather(*(ask() for _ in range(12)))
     counts = Counter(asked(upstream))
     assert (3 <= counts["one"] <= 5) and counts.total() == 12
@@ -314,7 +318,7 @@ async def test_a_client_that_leaves_before_the_first_byte_pays_for_its_prompt(
 ) -> None:
     await sync_to_async(served)("acme-chat", "hang")
     task = asyncio.create_task(ask())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not upstream.served:
             await asyncio.sleep(0.01)
     task.cancel()
@@ -357,7 +361,7 @@ async def test_what_one_protocol_has_no_words_for_goes_to_another(
 
 async def test_what_runs_counts_against_what_may_run(upstream: Upstream, served: Served, ask: Any) -> None:
     await sync_to_async(served)("acme-chat", {"upstream_model": "first", "max_in_flight": 1}, "second")
-    upstream.script("first", Answer(delay=0.5))
+    upstream.script("first", together(upstream, 3))
     answers = await asyncio.gather(*(ask() for _ in range(3)))
     assert [answer.status_code for answer in answers] == [200] * 3
     assert Counter(asked(upstream)) == {"first": 1, "second": 2}

@@ -12,9 +12,10 @@ from asgiref.sync import sync_to_async
 from gateway.catalogue.models import Deployment, Provider
 from gateway.failover.board import Board
 from gateway.failover.load import Load
+from tests.failover.requests.conftest import together
 from tests.failover.requests.test_attempts import Served, asked
 from tests.upstream import Upstream
-from tests.upstream_scripts import Answer, error
+from tests.upstream_scripts import error
 
 SAME: list[dict[str, Any]] = [{"upstream_model": name, "priority": 0} for name in ("one", "two", "three", "four")]
 
@@ -59,7 +60,7 @@ async def test_one_request_finds_out_how_fast_a_deployment_is(
     upstream: Upstream, served: Served, ask: Any, process_loads: defaultdict[int, Load]
 ) -> None:
     await two_of_which_one_is_unheard(served, process_loads, "acme-chat")
-    upstream.script("one", Answer(delay=0.3))
+    upstream.script("one", together(upstream, 8))
     await asyncio.gather(*(ask() for _ in range(8)))
     assert Counter(asked(upstream)) == {"one": 1, "two": 7}
 
@@ -69,7 +70,7 @@ async def test_those_who_come_first_of_all_do_not_all_wait_with_one(
 ) -> None:
     await sync_to_async(served)("acme-chat", *SAME, strategy="lowest_latency")
     for row in SAME:
-        upstream.script(row["upstream_model"], Answer(delay=0.3))
+        upstream.script(row["upstream_model"], together(upstream, 12))
     await asyncio.gather(*(ask() for _ in range(12)))
     assert len(set(asked(upstream))) == 4
 

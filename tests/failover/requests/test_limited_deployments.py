@@ -81,8 +81,9 @@ async def test_more_than_may_be_in_flight_go_elsewhere(upstream: Upstream, serve
     await sync_to_async(served)("acme-chat", limited("first", max_in_flight=1), "second", first_byte_timeout_s=3)
     upstream.script("first", hang)
     slow = asyncio.ensure_future(ask())
-    while not upstream.served:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while not upstream.served:
+            await asyncio.sleep(0.01)
     assert (await ask()).status_code == 200
     assert asked(upstream) == ["first", "second"]
     assert (await slow).status_code == 200

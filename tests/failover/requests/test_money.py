@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 
-from gateway.catalogue.models import Price
+from gateway.catalogue.models import Deployment, Price
+from gateway.failover.board import Board, State
 from gateway.limits.models import LimitRule
 from tenants.models import Tenant
 from tests.failover.requests.test_attempts import Served, asked, books
@@ -30,18 +31,18 @@ async def test_a_model_without_a_price_is_refused_under_a_spend_limit_whatever_i
 
 
 async def test_a_client_that_leaves_between_two_attempts_pays_nothing_at_all(
-    upstream: Upstream, served: Served, ask: Any
+    upstream: Upstream, served: Served, ask: Any, nothing_known: Board
 ) -> None:
     await sync_to_async(served)("acme-small", "small")
     await sync_to_async(served)("acme-chat", "first", fallbacks=["acme-small"])
+    places = [deployment.pk async for deployment in Deployment.objects.all()]
     await Price.objects.all().aupdate(request=10**15)
     for name in ("first", "small"):
         upstream.script(name, error(429, headers={"retry-after": "4"}))
     task = asyncio.create_task(ask())
-    async with asyncio.timeout(10):
-        while len(upstream.served) < 2:
+    async with asyncio.timeout(60):  # both have been heard: it waits
+        while any(nothing_known.state(place) is not State.RESTING for place in places):
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
