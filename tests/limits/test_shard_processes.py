@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 from gateway.catalogue.models import Model
-from gateway.ledger.models import Hold
+from gateway.ledger.drift import check
+from gateway.ledger.models import DriftFinding, Hold, UsageRecord
 from gateway.ledger.sweeper import sweep
 from gateway.ledger.verification import verify
 from gateway.limits.models import LimitCounter, LimitRule
@@ -114,6 +117,41 @@ def test_a_killed_process_with_rows_leaves_no_holds_and_no_drift(
     desks.run()
     assert verify().drift == []
     assert total_used(budget) == sum(record.charge for record in records())
+
+
+def test_limits_that_come_and_go_while_processes_work_count_all_and_no_more(
+    desks: Desks, acme: APIKey, globex: APIKey, chat_model: Model, rule: MakeRule
+) -> None:
+    """Their counters start from the ledger again and again, in the middle of everything, and never drift."""
+    before, draw = deadlocks(), random.Random(7)
+    mine = [
+        rule(metric="spend", per="total", currency="USD", amount=10**6 * CHARGE, hold="hard"),
+        rule(metric="tokens", per="minute", amount=10**9),
+        rule(model=chat_model, metric="in_flight", per="", amount=1000),
+        rule(model=chat_model, metric="requests", per="minute", amount=10**6),
+        rule(tenant=globex.tenant, metric="tokens", per="day", amount=10**9),
+    ]
+    desks.start(acme, globex, processes=2, lanes=4, requests=10**6, shards=True)
+    desks.start(acme, globex, lanes=4, requests=10**6)
+    desks.go()
+    for lap in range(24):
+        changing = draw.choice(mine)
+        for enabled in (False, True):
+            changing.enabled = enabled
+            changing.save()
+            until_booked(UsageRecord.objects.count() + draw.randrange(12))
+        if lap % 3 == 0:
+            check(seconds=1)
+    for process in desks.running:
+        desks.kill(process)
+    desks.reports()
+    until_left()
+    sweep(lease_seconds=0)
+    sweep(lease_seconds=0)
+    assert list(DriftFinding.objects.all()) == []
+    assert total_used(mine[0]) == sum(record.charge for record in records() if record.tenant_id == acme.tenant_id)
+    assert deadlocks() == before
+    true_books()
 
 
 def test_what_is_sent_again_in_rows_takes_only_once(desks: Desks, acme: APIKey, rule: MakeRule) -> None:
