@@ -131,17 +131,16 @@ def test_limits_that_come_and_go_while_processes_work_count_all_and_no_more(
         rule(model=chat_model, metric="requests", per="minute", amount=10**6),
         rule(tenant=globex.tenant, metric="tokens", per="day", amount=10**9),
     ]
-    desks.start(acme, globex, processes=2, lanes=4, requests=10**6, shards=True)
-    desks.start(acme, globex, lanes=4, requests=10**6)
+    desks.start(acme, globex, lanes=24, requests=10**6, shards=True)
+    desks.start(acme, globex, lanes=24, requests=10**6)
     desks.go()
-    for lap in range(24):
+    for _ in range(30):
         changing = draw.choice(mine)
         for enabled in (False, True):
             changing.enabled = enabled
             changing.save()
-            until_booked(UsageRecord.objects.count() + draw.randrange(12))
-        if lap % 3 == 0:
-            check(seconds=1)
+            until_booked(UsageRecord.objects.count() + draw.randrange(20))
+        check()
     for process in desks.running:
         desks.kill(process)
     desks.reports()
