@@ -33,7 +33,10 @@ async def _close_connections(transactional_db: None) -> AsyncIterator[None]:
 
 
 class Patient(WebsocketCommunicator):
-    """Channels' own waits a second for each answer, which a busy machine may take for a question to the database."""
+    """Channels' own waits a second for each answer, which a busy machine may take for a question to the database.
+
+    Its `wait` stays as it is: a consumer that has said that it closes does not end by itself.
+    """
 
     async def connect(self, timeout: float = PATIENCE_SECONDS) -> tuple[bool, Any]:
         connected: tuple[bool, Any] = await super().connect(timeout)
@@ -47,9 +50,6 @@ class Patient(WebsocketCommunicator):
 
     async def disconnect(self, code: int = 1000, timeout: float = PATIENCE_SECONDS) -> None:
         await super().disconnect(code, timeout)
-
-    async def wait(self, timeout: float = PATIENCE_SECONDS) -> None:
-        await super().wait(timeout)
 
 
 def listener(client: Client | None, origin: str = "http://testserver") -> Patient:
