@@ -53,6 +53,14 @@ class RunningServer(str):
         """A raw connection, for what no HTTP client would send."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
+    def refuses(self) -> bool:
+        """Nobody listens any more."""
+        try:
+            self.connect().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit status."""
         if self.process.poll() is None:

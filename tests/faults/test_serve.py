@@ -48,14 +48,6 @@ def gated(ground: Ground) -> Gate:
     return gate
 
 
-def refuses(server: RunningServer) -> bool:
-    try:
-        server.connect().close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 def until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not true():
@@ -126,7 +118,7 @@ def test_sigterm_lets_64_streams_finish_and_books_them(ground: Ground) -> None:
         streams.begin_no_more()
         server.process.send_signal(signal.SIGTERM)
         until(lambda: len(events(server, "draining")) == 2)
-        until(lambda: refuses(server))  # each says that it drains, and closes its socket then
+        until(server.refuses)  # each says that it drains, and closes its socket then
         gate.open()
         streams.stop()
         assert server.process.wait(WAIT_SECONDS) == 0

@@ -66,14 +66,6 @@ def who_answers(server: RunningServer) -> int:
     return int(ask(server, "GET", "/v1/state").json()["pid"])
 
 
-def refuses(server: RunningServer) -> bool:
-    try:
-        server.connect().close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 def events(server: RunningServer) -> list[str]:
     return [str(line["event"]) for line in server.lines() if line.get("logger") == "gateway.server.master"]
 
@@ -167,7 +159,7 @@ def test_it_drains_and_ends_with_0(served: RunningServer) -> None:
         ask(served, "GET", "/livez")
         served.process.send_signal(signal.SIGTERM)
         until(lambda: sum(line["event"] == "draining" for line in served.lines()) >= 4)  # two by the reload
-        until(lambda: refuses(served))  # each says that it drains, and closes its socket then
+        until(served.refuses)  # each says that it drains, and closes its socket then
         arriving.send(b"Host: localhost\r\n\r\n")
         assert arriving.read().json()["reasons"] == ["draining"]
         assert len(streaming.stream()) == 31
